@@ -1,0 +1,405 @@
+package session
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"runtime"
+	"time"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+	"go.uber.org/zap"
+
+	"warren.example/messaging/event"
+)
+
+// Outcome is how a publish ended. Every publish ends in exactly one.
+type Outcome uint8
+
+// The outcomes. NotWritten and Returned are definite: no queue has the
+// message. Confirmed is definite too: the broker has taken responsibility.
+// Nacked is the broker's refusal. Unknown means that the channel died before
+// the broker answered: publish again under the same message-id, and expect a
+// duplicate. The client library reports the last two alike (ack=false).
+const (
+	NotWritten Outcome = iota + 1
+	Returned
+	Confirmed
+	Nacked
+	Unknown
+)
+
+func (o Outcome) String() string {
+	switch o {
+	case NotWritten:
+		return "not-written"
+	case Returned:
+		return "returned"
+	case Confirmed:
+		return "confirmed"
+	case Nacked:
+		return "nacked"
+	case Unknown:
+		return "unknown"
+	}
+	return fmt.Sprintf("Outcome(%d)", uint8(o))
+}
+
+// Message is what to publish and where.
+type Message struct {
+	Exchange, Key string
+	Mandatory     bool // an unroutable message is Returned; otherwise it is Confirmed and gone
+	amqp.Publishing
+}
+
+// A Tracker learns what became of a message. Written comes once it was handed
+// to the socket, Settled exactly once and last. Both are called from the
+// session's own goroutines and must not block.
+type Tracker interface {
+	Written(epoch uint64)
+	Settled(o Outcome, epoch uint64, err error)
+}
+
+// PublisherOptions are a publisher's own.
+type PublisherOptions struct {
+	Exchange     string // must exist, or the publisher is not ready
+	Window       int    // most messages in flight, 2048 if 0
+	ConfirmEvery int    // wait for all confirms after every n messages; 0: never, they are tracked as they come
+}
+
+// Publisher publishes with confirms. All methods are safe for concurrent use;
+// one goroutine writes.
+type Publisher struct {
+	*link
+	options PublisherOptions
+	items   chan *item
+	rescued bool // a channel that only nacked was replaced; it was not so since the last ack
+}
+
+type item struct {
+	Message
+	ctx     context.Context
+	tracker Tracker
+	confirm *amqp.DeferredConfirmation
+}
+
+// NewPublisher connects in the background. It does not fail when the broker is
+// away; Ready says so.
+func NewPublisher(o Options, p PublisherOptions) *Publisher {
+	if p.Window == 0 {
+		p.Window = 2048
+	}
+	pub := &Publisher{link: newLink(o, "publish"), options: p, items: make(chan *item, 256)}
+	go func() {
+		pub.supervise(pub.serve, pub.refuse)
+		pub.refuseRest()
+	}()
+	return pub
+}
+
+// Send hands m over and returns. It waits only for room among the messages in
+// flight, at most until ctx ends; a message that ctx outlived is NotWritten.
+// While the publisher is not ready everything is NotWritten at once.
+func (p *Publisher) Send(ctx context.Context, m Message, t Tracker) {
+	it := &item{Message: m, ctx: ctx, tracker: t}
+	err := p.Ready()
+	if err == nil {
+		err = checkLengths(&it.Message)
+	}
+	if err == nil {
+		select {
+		case p.items <- it:
+			return
+		case <-ctx.Done():
+			err = ctx.Err()
+		case <-p.done:
+			err = ErrClosed
+		}
+	}
+	p.settle(it, NotWritten, 0, err)
+}
+
+// checkLengths guards AMQP's short strings: the library would write a longer
+// one and the broker would close the whole connection for it.
+func checkLengths(m *Message) error {
+	for _, s := range [...]struct{ name, value string }{{"exchange", m.Exchange}, {"routing key", m.Key}, {"correlation-id", m.CorrelationId},
+		{"reply-to", m.ReplyTo}, {"message-id", m.MessageId}, {"type", m.Type}, {"expiration", m.Expiration}, {"app-id", m.AppId}} {
+		if len(s.value) > 255 {
+			return fmt.Errorf("%s: %d bytes, at most 255", s.name, len(s.value))
+		}
+	}
+	return nil
+}
+
+// Publish sends m and waits for the outcome. If ctx ends first the outcome is
+// Unknown: the message may be on its way. The error explains every outcome
+// but Confirmed.
+func (p *Publisher) Publish(ctx context.Context, m Message) (Outcome, error) {
+	w := make(waiter, 1)
+	p.Send(ctx, m, w)
+	select {
+	case r := <-w:
+		return r.outcome, r.err
+	case <-ctx.Done():
+		return Unknown, fmt.Errorf("publish to %s: %w", m.Exchange, ctx.Err())
+	}
+}
+
+type result struct {
+	outcome Outcome
+	err     error
+}
+
+type waiter chan result
+
+func (w waiter) Written(uint64)                         {}
+func (w waiter) Settled(o Outcome, _ uint64, err error) { w <- result{o, err} }
+
+func (p *Publisher) settle(it *item, o Outcome, epoch uint64, err error) {
+	p.Metrics.settled(o)
+	if err != nil {
+		err = fmt.Errorf("publish to %s: %s: %w", it.Exchange, o, err)
+	}
+	it.tracker.Settled(o, epoch, err)
+}
+
+// refuse passes the time without a connection.
+func (p *Publisher) refuse(wake <-chan time.Time) {
+	for {
+		select {
+		case it := <-p.items:
+			p.settle(it, NotWritten, 0, p.Ready())
+		case <-wake:
+			return
+		case <-p.closing.Done():
+			return
+		}
+	}
+}
+
+// refuseRest settles what was sent just before Close.
+func (p *Publisher) refuseRest() {
+	for {
+		select {
+		case it := <-p.items:
+			p.settle(it, NotWritten, 0, ErrClosed)
+		default:
+			return
+		}
+	}
+}
+
+// serve is one epoch: open, write until it ends.
+func (p *Publisher) serve(e *epoch) error {
+	ch, err := e.conn.Channel()
+	if err != nil {
+		return fmt.Errorf("open channel: %w", err)
+	}
+	go e.watch(ch.NotifyClose(make(chan *amqp.Error, 1)))
+	if err := ch.Confirm(!noWait); err != nil {
+		return fmt.Errorf("confirm.select: %w", err)
+	}
+	if err := ch.ExchangeDeclarePassive(p.options.Exchange, amqp.ExchangeDirect, durable, !autoDelete, !internal, !noWait, nil); err != nil {
+		return fmt.Errorf("exchange %s: %w", p.options.Exchange, err)
+	}
+	// Room for a return of every message in flight: the library drops a return
+	// that waits for five seconds, and holds up all confirms meanwhile.
+	returns := ch.NotifyReturn(make(chan amqp.Return, p.options.Window+2))
+	go p.watchBlocked(e, e.conn.NotifyBlocked(make(chan amqp.Blocking, 8)))
+	w := &writer{
+		Publisher: p, e: e, ch: ch,
+		pending: make(chan *item, p.options.Window),
+		idle:    make(chan struct{}, 1),
+	}
+	confirmed := make(chan struct{})
+	go func() {
+		defer close(confirmed)
+		w.readConfirms(returns)
+	}()
+	p.opened(e, nil)
+	err = w.run()
+	if err == nil { // closed on purpose: what is in flight may still be confirmed
+		close(w.pending)
+		select {
+		case <-confirmed:
+		case <-p.hard.Done():
+			e.fail(errOver)
+		}
+	} else {
+		e.fail(err)
+		close(w.pending)
+	}
+	<-confirmed
+	return err
+}
+
+const (
+	durable    = true
+	autoDelete = true
+	internal   = true
+	exclusive  = true
+	noWait     = true
+)
+
+// watchBlocked makes "the broker is short of memory or disk" a state. Publishes
+// that are already written stay unanswered until the alarm ends.
+func (p *Publisher) watchBlocked(e *epoch, blocked <-chan amqp.Blocking) {
+	defer p.Metrics.setBlocked(false)
+	for b := range blocked {
+		p.Metrics.setBlocked(b.Active)
+		if b.Active {
+			p.Log.Warn("publishers blocked", zap.String("reason", b.Reason))
+			p.Events.Record(event.Line{Event: event.Blocked, Epoch: e.id, Reason: b.Reason})
+			p.setFor(e, fmt.Errorf("%w: %s", ErrBlocked, b.Reason))
+			continue
+		}
+		p.Log.Info("publishers unblocked")
+		p.Events.Record(event.Line{Event: event.Unblocked, Epoch: e.id})
+		p.setFor(e, nil)
+	}
+}
+
+// A writer is the one goroutine that publishes on a channel, and the one that
+// reads its confirms.
+type writer struct {
+	*Publisher
+	e       *epoch
+	ch      *amqp.Channel
+	pending chan *item    // written, in order of their confirm numbers
+	idle    chan struct{} // signalled when pending was empty
+	unread  int           // messages since the last wait for all confirms
+}
+
+func (w *writer) run() error {
+	for {
+		select {
+		case it := <-w.items:
+			runtime.Gosched() // whoever is about to publish does so first: one write for all
+			w.burst(it)
+			if w.options.ConfirmEvery > 0 && w.unread >= w.options.ConfirmEvery {
+				w.awaitConfirms()
+			}
+		case <-w.e.ctx.Done():
+			return context.Cause(w.e.ctx)
+		case <-w.closing.Done():
+			return nil
+		}
+	}
+}
+
+// burst publishes it and whatever else is waiting, with one write to the
+// socket. A burst grows with the load; when idle it is a single message.
+func (w *writer) burst(it *item) {
+	w.e.raw.cork()
+	defer w.e.raw.uncork()
+	for n := 1; ; n++ {
+		w.publish(it)
+		if n == cap(w.items) { // whoever closes must be heard
+			return
+		}
+		if w.options.ConfirmEvery > 0 && w.unread >= w.options.ConfirmEvery {
+			return
+		}
+		select {
+		case it = <-w.items:
+		default:
+			return
+		}
+	}
+}
+
+func (w *writer) publish(it *item) {
+	if err := it.ctx.Err(); err != nil {
+		w.settle(it, NotWritten, w.e.id, err)
+		return
+	}
+	var err error
+	it.confirm, err = w.ch.PublishWithDeferredConfirm(it.Exchange, it.Key, it.Mandatory, false, it.Publishing)
+	switch {
+	case errors.Is(err, amqp.ErrClosed): // checked before anything is written
+		w.settle(it, NotWritten, w.e.id, err)
+		return
+	case err != nil: // part of it may have been written
+		w.settle(it, Unknown, w.e.id, err)
+		return
+	}
+	it.tracker.Written(w.e.id)
+	w.unread++
+	select {
+	case w.pending <- it:
+	default: // the window is full: let the broker see what it shall confirm
+		w.e.raw.uncork()
+		w.pending <- it // readConfirms takes it, also when the epoch is over
+		w.e.raw.cork()
+	}
+}
+
+// awaitConfirms returns once nothing is in flight: the price of confirms one
+// by one, or in batches.
+func (w *writer) awaitConfirms() {
+	w.unread = 0
+	barrier := &item{tracker: barrier(w.idle)}
+	w.pending <- barrier
+	select {
+	case <-w.idle:
+	case <-w.e.ctx.Done():
+	}
+}
+
+// barrier passes through pending like a message and says when it arrives.
+type barrier chan struct{}
+
+func (b barrier) Written(uint64)                 {}
+func (b barrier) Settled(Outcome, uint64, error) { b <- struct{}{} }
+
+// readConfirms settles what was written, in that order. The broker sends a
+// return before the confirm of the same message, and the library's one reader
+// hands both over in that order: so whoever drains the returns after the
+// confirm has seen them all.
+func (w *writer) readConfirms(returns <-chan amqp.Return) {
+	returned := map[string]amqp.Return{}
+	nacks := 0
+	for it := range w.pending {
+		if it.confirm == nil {
+			it.tracker.Settled(Confirmed, w.e.id, nil) // a barrier
+			continue
+		}
+		select {
+		case <-it.confirm.Done():
+		case <-w.e.ctx.Done():
+		}
+	drain:
+		for {
+			select {
+			case r, ok := <-returns:
+				if !ok {
+					break drain
+				}
+				returned[r.CorrelationId] = r
+			default:
+				break drain
+			}
+		}
+		r, unroutable := returned[it.CorrelationId]
+		switch {
+		case unroutable:
+			delete(returned, it.CorrelationId)
+			w.settle(it, Returned, w.e.id, fmt.Errorf("%d %s", r.ReplyCode, r.ReplyText))
+		case it.confirm.Acked():
+			nacks, w.rescued = 0, false
+			w.settle(it, Confirmed, w.e.id, nil)
+		case w.e.ctx.Err() != nil || w.ch.IsClosed(): // the library says "nack" of a dying channel
+			<-w.e.ctx.Done() // the reason is on its way
+			w.settle(it, Unknown, w.e.id, context.Cause(w.e.ctx))
+		default:
+			// 3.10.8 was seen to nack for ever on a channel that was opened right
+			// after a leader died. A fresh epoch mends that; where it does not, the
+			// queue is full, and the callers must know.
+			if nacks++; nacks >= 3 && !w.rescued {
+				w.rescued = true
+				w.e.fail(ErrOnlyNacks)
+			}
+			w.settle(it, Nacked, w.e.id, errors.New("the broker refused it"))
+		}
+	}
+}

@@ -1,0 +1,124 @@
+package session
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+)
+
+func newTestEpoch() *epoch {
+	e := &epoch{id: 1}
+	e.ctx, e.fail = context.WithCancelCause(context.Background())
+	return e
+}
+
+func good() Config {
+	return Config{URL: []string{"amqp://calc-client:s3cret@127.0.0.1:5672/calc"}, Heartbeat: 10 * time.Second,
+		WriteTimeout: time.Second, OpenTimeout: time.Second, MaxBackoff: time.Second}
+}
+
+func TestConfigRefusesAndNeverTellsThePassword(t *testing.T) {
+	for name, tc := range map[string]struct {
+		change func(*Config)
+		want   string // part of the error; "" means none
+	}{
+		"good":                    {func(*Config) {}, ""},
+		"several nodes":           {func(c *Config) { c.URL = append(c.URL, "amqp://calc-client:s3cret@127.0.0.1:5673/calc") }, ""},
+		"nodes of two vhosts":     {func(c *Config) { c.URL = append(c.URL, "amqp://calc-client:s3cret@127.0.0.1:5673/other") }, "number 2 (127.0.0.1): differs"},
+		"no user":                 {func(c *Config) { c.URL = []string{"amqp://127.0.0.1/calc"} }, "WARREN_AMQP_USERNAME: empty"},
+		"guest":                   {func(c *Config) { c.URL = []string{"amqp://guest:s3cret@127.0.0.1/calc"} }, "WARREN_AMQP_USERNAME=guest"},
+		"another scheme":          {func(c *Config) { c.URL = []string{"http://calc-client:s3cret@127.0.0.1/calc"} }, "not of the form"},
+		"a broken escape":         {func(c *Config) { c.URL = []string{"amqp://calc-client:s3cret%zz@127.0.0.1/calc"} }, "not of the form"},
+		"a query":                 {func(c *Config) { c.URL[0] += "?heartbeat=1" }, "no ? and #"},
+		"no URL":                  {func(c *Config) { c.URL = nil }, "WARREN_AMQP_URL: empty"},
+		"a heartbeat too fast":    {func(c *Config) { c.Heartbeat = 100 * time.Millisecond }, "WARREN_AMQP_HEARTBEAT=100ms"},
+		"a timeout of nothing":    {func(c *Config) { c.WriteTimeout = 0 }, "WARREN_AMQP_WRITE_TIMEOUT=0s"},
+		"a key without its cert":  {func(c *Config) { c.KeyFile = "k" }, "both or neither"},
+		"TLS files without amqps": {func(c *Config) { c.CAFile = "ca" }, "only for amqps"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := good()
+			tc.change(&c)
+			got := fmt.Sprint(c.Validate())
+			if tc.want == "" && got != "<nil>" || !strings.Contains(got, tc.want) {
+				t.Errorf("got %q, want %q", got, tc.want)
+			}
+			if strings.Contains(got, "s3cret") {
+				t.Errorf("%q tells the password", got)
+			}
+		})
+	}
+}
+
+func TestThePasswordFileIsReadAnew(t *testing.T) {
+	c := good()
+	c.PasswordFile = t.TempDir() + "/password"
+	for _, want := range []string{"one", "two"} {
+		if err := os.WriteFile(c.PasswordFile, []byte(want+"\n"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		auth, err := c.credentials(amqp.URI{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := auth.(*amqp.PlainAuth).Password; got != want {
+			t.Errorf("got %q, want %q", got, want)
+		}
+	}
+}
+
+func TestBackoffGrowsWithJitterAndHasNoLastAttempt(t *testing.T) {
+	const most = 2 * time.Second
+	refused := fmt.Errorf("connect: %w", &amqp.Error{Code: amqp.AccessRefused})
+	for failures, d := range map[int]time.Duration{1: 50 * time.Millisecond, 3: 200 * time.Millisecond, 100: most, 1 << 40: most} {
+		if got := backoff(failures, most, errors.New("refused")); got < d/2 || got > d {
+			t.Errorf("after %d failures: got %s, want %s to %s", failures, got, d/2, d)
+		}
+	}
+	if got := backoff(1, most, refused); got < 5*most/2 {
+		t.Errorf("after a refused login: got %s, want at least %s", got, 5*most/2)
+	}
+}
+
+func TestABurstIsOneWriteAndEveryWriteEnds(t *testing.T) {
+	ours, peer := net.Pipe()
+	c := &conn{Conn: ours, timeout: 50 * time.Millisecond}
+	got := make(chan string, 1)
+	go func() {
+		b := make([]byte, 100)
+		n, _ := peer.Read(b) // net.Pipe hands over one write at a time
+		got <- string(b[:n])
+	}()
+	c.cork()
+	for _, s := range []string{"method ", "header ", "body"} {
+		if _, err := io.WriteString(c, s); err != nil {
+			t.Fatal(err)
+		}
+	}
+	c.uncork()
+	if s := <-got; s != "method header body" {
+		t.Errorf("first write: got %q, want the whole burst", s)
+	}
+	// Nobody reads any more: the write must end by itself, and say so from then on.
+	if _, err := io.WriteString(c, "x"); !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("blocked write: got %v, want %v", err, os.ErrDeadlineExceeded)
+	}
+	if _, err := io.WriteString(c, "x"); err == nil {
+		t.Error("a broken connection takes another write")
+	}
+}
+
+func TestAMessageWithALongShortStringIsNotWritten(t *testing.T) {
+	m := Message{Publishing: amqp.Publishing{CorrelationId: strings.Repeat("x", 256)}}
+	if err := checkLengths(&m); err == nil || !strings.Contains(err.Error(), "correlation-id: 256 bytes") {
+		t.Errorf("got %v, want it to name the property and its length", err)
+	}
+}
