@@ -1,0 +1,51 @@
+package main
+
+import (
+	"fmt"
+
+	"github.com/spf13/cobra"
+
+	"warren.example/lab/report"
+	"warren.example/lab/scenario"
+)
+
+// shown is what the demo breaks, in this order: it takes less than two minutes.
+var shown = []string{"killed-before-ack", "killed-after-reply", "broker-killed", "poison", "deadline"}
+
+func demoCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "demo",
+		Short: "Watch five things break in less than two minutes",
+		Long: `Watch five things break in less than two minutes.
+
+Real processes are killed under a real RabbitMQ. Before each scenario the demo
+says what will break and what to expect; at the end stands the table of verdicts.`,
+		Args: cobra.NoArgs,
+	}
+	options := localFlags(cmd)
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		chosen, err := scenario.Find(shown...)
+		if err != nil {
+			return err
+		}
+		live := report.NewLive(cmd.OutOrStdout()) // the story is the output
+		live.Say("Starting a RabbitMQ of its own; nothing of it stays behind.")
+		results, err := play(cmd.Context(), options, chosen, live, func(i int, s scenario.Scenario) {
+			live.Say(fmt.Sprintf("\n%d of %d: %s", i+1, len(chosen), s.Name))
+			live.Say("    what breaks               " + s.Broke)
+			live.Say("    what to expect            " + s.Promise)
+			for _, c := range s.Controls {
+				live.Say(fmt.Sprintf("    then, without the safety  %s: %s", c.Name, c.Shows))
+			}
+		})
+		if err != nil {
+			return err
+		}
+		if err := conclude(cmd, "table", results); err != nil {
+			return err
+		}
+		live.Say("\nEvery promise held, and every control failed as it must.\nNext: lab list; lab run NAME; lab explain ID tells the life of one request of the last run.")
+		return nil
+	}
+	return cmd
+}

@@ -1,0 +1,267 @@
+// Package ledger collects the event lines of every process of a run and says
+// what became of each request: answered, refused, given up on, dead-lettered,
+// or lost.
+//
+// A stream is the lines of one life of one process. It is complete if it is
+// numbered 1, 2, 3 … without a gap and ends with eof, or with a death that the
+// lab arranged. What rests on the absence of a line counts only if every
+// stream is complete; what rests on a line that is there counts always.
+package ledger
+
+import (
+	"bufio"
+	"encoding/json"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+	"sync"
+
+	"warren.example/messaging/event"
+)
+
+// Author is the instance name of the lab's own publisher. What it publishes is
+// known to the ledger but is no call: nobody waits for an outcome.
+const Author = "lab"
+
+// Ledger is safe for concurrent use.
+type Ledger struct {
+	mu      sync.Mutex
+	lines   []event.Line
+	ids     map[event.Kind]map[string]int // how often each request passed each step
+	lives   map[life]*stream
+	order   []life         // in which the lives were first seen
+	killed  map[string]int // instance: how many of its lives the lab ended
+	changed chan struct{}  // closed and replaced by Add
+}
+
+type life struct {
+	instance string
+	start    int64
+}
+
+type stream struct {
+	lines  []event.Line
+	last   uint64   // the highest number seen
+	flaws  []string // what is wrong with the numbering
+	ended  bool     // eof was seen
+	absent map[uint64]struct{}
+}
+
+// New is an empty ledger.
+func New() *Ledger {
+	return &Ledger{
+		ids:     map[event.Kind]map[string]int{},
+		lives:   map[life]*stream{},
+		killed:  map[string]int{},
+		changed: make(chan struct{}),
+	}
+}
+
+// Read fills a ledger from JSON lines. Lines that are no events are an error.
+func Read(r io.Reader) (*Ledger, error) {
+	l := New()
+	lines := bufio.NewScanner(r)
+	for n := 1; lines.Scan(); n++ {
+		var line event.Line
+		if err := json.Unmarshal(lines.Bytes(), &line); err != nil {
+			return nil, fmt.Errorf("line %d: %w", n, err)
+		}
+		l.Add(line)
+	}
+	return l, lines.Err()
+}
+
+// Add takes one line. Lines of one life must come in the order in which they
+// were written.
+func (l *Ledger) Add(line event.Line) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.lines = append(l.lines, line)
+	at := life{line.Instance, line.Start}
+	s := l.lives[at]
+	if s == nil {
+		s = &stream{absent: map[uint64]struct{}{}}
+		l.lives[at] = s
+		l.order = append(l.order, at)
+	}
+	s.add(line)
+	if line.Request != "" {
+		if l.ids[line.Event] == nil {
+			l.ids[line.Event] = map[string]int{}
+		}
+		l.ids[line.Event][line.Request]++
+	}
+	close(l.changed)
+	l.changed = make(chan struct{})
+}
+
+func (s *stream) add(line event.Line) {
+	if s.ended {
+		s.flaws = append(s.flaws, fmt.Sprintf("line %d comes after eof", line.Seq))
+	}
+	switch n := line.Seq; {
+	case n > s.last:
+		for gap := s.last + 1; gap < n; gap++ {
+			s.absent[gap] = struct{}{}
+		}
+		s.last = n
+	default:
+		if _, missed := s.absent[n]; missed {
+			delete(s.absent, n)
+			s.flaws = append(s.flaws, fmt.Sprintf("line %d comes after line %d", n, s.last))
+		} else {
+			s.flaws = append(s.flaws, fmt.Sprintf("line %d comes twice", n))
+		}
+	}
+	s.ended = s.ended || line.Event == event.EOF
+	s.lines = append(s.lines, line)
+}
+
+// Killed tells the ledger that the lab ends n lives of an instance: their
+// streams are complete without eof.
+func (l *Ledger) Killed(instance string, n int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.killed[instance] += n
+}
+
+// Changed is closed when the next line comes.
+func (l *Ledger) Changed() <-chan struct{} {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.changed
+}
+
+// Lines returns all lines in order of arrival.
+func (l *Ledger) Lines() []event.Line {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return slices.Clone(l.lines)
+}
+
+// Incomplete names each stream that has a flaw, or that ended without eof
+// though nobody killed the process.
+func (l *Ledger) Incomplete() []string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	var all []string
+	deaths := map[string]int{}
+	for _, at := range l.order {
+		s := l.lives[at]
+		flaws := slices.Clone(s.flaws)
+		for n := uint64(1); n <= s.last; n++ {
+			if _, missing := s.absent[n]; missing {
+				flaws = append(flaws, fmt.Sprintf("line %d is missing", n))
+			}
+		}
+		if !s.ended {
+			deaths[at.instance]++
+			if deaths[at.instance] > l.killed[at.instance] {
+				flaws = append(flaws, fmt.Sprintf("line %d is the last and is no eof", s.last))
+			}
+		}
+		if len(flaws) > 0 {
+			all = append(all, at.instance+": "+strings.Join(flaws, ", "))
+		}
+	}
+	return all
+}
+
+// With is the requests that passed at least one of the steps.
+func (l *Ledger) With(steps ...event.Kind) Set {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	s := Set{}
+	for _, k := range steps {
+		for id := range l.ids[k] {
+			s[id] = struct{}{}
+		}
+	}
+	return s
+}
+
+// AtLeast is the requests that passed a step n times or more.
+func (l *Ledger) AtLeast(n int, step event.Kind) Set {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	s := Set{}
+	for id, seen := range l.ids[step] {
+		if seen >= n {
+			s[id] = struct{}{}
+		}
+	}
+	return s
+}
+
+// Times is how often one request passed a step.
+func (l *Ledger) Times(id string, step event.Kind) int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.ids[step][id]
+}
+
+// Where is the requests with a line that matches.
+func (l *Ledger) Where(match func(event.Line) bool) Set {
+	s := Set{}
+	for _, line := range l.Lines() {
+		if line.Request != "" && match(line) {
+			s[line.Request] = struct{}{}
+		}
+	}
+	return s
+}
+
+// Redelivered is the requests that the broker delivered again and said so.
+func (l *Ledger) Redelivered() Set {
+	return l.Where(func(line event.Line) bool { return line.Event == event.Delivered && line.Redelivered })
+}
+
+// Accounted is the requests whose fate somebody has on record: the caller has
+// a result or a typed error, the auditor has the dead letter, or the reply
+// came when nobody waited any more and that was recorded. That the caller gave
+// up is not enough, since it would excuse every loss.
+func (l *Ledger) Accounted() Set {
+	return l.With(event.Answered, event.Refused, event.Audited, event.LateReply, event.Orphaned)
+}
+
+// Lost is the requests that the broker took responsibility for and of whose
+// fate nobody has a record.
+func (l *Ledger) Lost() Set { return l.With(event.Confirmed).Minus(l.Accounted()) }
+
+// Open is the requests that are still on their way somewhere: announced, and
+// neither accounted for nor given up on.
+func (l *Ledger) Open() Set {
+	ended := l.With(event.TimedOut, event.RequestReturned, event.PublishNacked, event.NotWritten, event.Unknown)
+	return l.With(event.Publishing).Minus(l.Accounted(), ended)
+}
+
+// Summary is the sizes of the sets in a line. What is empty is left out, but
+// for what was sent and what was lost.
+func (l *Ledger) Summary() string {
+	sets := []struct {
+		what   string
+		ids    Set
+		always bool
+	}{
+		{"sent", l.With(event.Publishing), true},
+		{"confirmed", l.With(event.Confirmed), false},
+		{"answered", l.With(event.Answered), false},
+		{"refused", l.With(event.Refused), false},
+		{"timed out", l.With(event.TimedOut), false},
+		{"dead-lettered", l.With(event.Audited), false},
+		{"redelivered", l.Redelivered(), false},
+		{"executed twice", l.AtLeast(2, event.Computed), false},
+		{"late", l.With(event.LateReply), false},
+		{"duplicate", l.With(event.DuplicateReply), false},
+		{"orphaned", l.With(event.Orphaned), false},
+		{"lost", l.Lost(), true},
+	}
+	var words []string
+	for _, s := range sets {
+		if s.always || len(s.ids) > 0 {
+			words = append(words, fmt.Sprintf("%s %d", s.what, len(s.ids)))
+		}
+	}
+	return strings.Join(words, "  ")
+}

@@ -1,0 +1,89 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"warren.example/lab/report"
+	"warren.example/lab/scenario"
+)
+
+func listCommand() *cobra.Command {
+	var output string
+	cmd := &cobra.Command{
+		Use:   "list",
+		Short: "List the scenarios: what breaks, what must hold, what the control shows",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			switch output {
+			case "json":
+				return listJSON(cmd)
+			case "markdown":
+				listMarkdown(cmd)
+				return nil
+			case "table":
+				listTable(cmd)
+				return nil
+			}
+			return usageError("--output %s: want table, json or markdown", output)
+		},
+	}
+	cmd.Flags().StringVar(&output, "output", "table", "table, json or markdown")
+	return cmd
+}
+
+func listTable(cmd *cobra.Command) {
+	var rows [][]string
+	for _, s := range scenario.All() {
+		var controls []string
+		for _, c := range s.Controls {
+			controls = append(controls, c.Name+": "+c.Shows)
+		}
+		rows = append(rows, []string{s.Name, s.Broke, s.Promise, strings.Join(controls, "\n")})
+	}
+	report.Grid(cmd.OutOrStdout(), []report.Column{
+		{Heading: "scenario", Width: 18}, {Heading: "what breaks", Width: 28},
+		{Heading: "what must hold", Width: 28}, {Heading: "control: what it shows", Width: 34},
+	}, rows)
+}
+
+func listMarkdown(cmd *cobra.Command) {
+	out := cmd.OutOrStdout()
+	fmt.Fprint(out, "| what breaks | what must hold | what the control shows | scenario |\n|---|---|---|---|\n")
+	for _, s := range scenario.All() {
+		var controls []string
+		for _, c := range s.Controls {
+			controls = append(controls, c.Name+": "+c.Shows)
+		}
+		file := "services/lab/scenario/" + strings.ReplaceAll(s.Name, "-", "_") + ".go"
+		fmt.Fprintf(out, "| %s | %s | %s | [%s](%s) |\n", s.Broke, s.Promise, strings.Join(controls, "<br>"), s.Name, file)
+	}
+}
+
+func listJSON(cmd *cobra.Command) error {
+	type control struct {
+		Name  string `json:"name"`
+		Shows string `json:"shows"`
+	}
+	type listed struct {
+		Name     string    `json:"name"`
+		Topic    string    `json:"topic"`
+		Broke    string    `json:"broke"`
+		Promise  string    `json:"promise"`
+		Controls []control `json:"controls"`
+	}
+	all := []listed{}
+	for _, s := range scenario.All() {
+		l := listed{s.Name, s.Topic, s.Broke, s.Promise, []control{}}
+		for _, c := range s.Controls {
+			l.Controls = append(l.Controls, control{c.Name, c.Shows})
+		}
+		all = append(all, l)
+	}
+	enc := json.NewEncoder(cmd.OutOrStdout())
+	enc.SetIndent("", "  ")
+	return enc.Encode(all)
+}

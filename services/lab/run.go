@@ -1,0 +1,204 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"warren.example/lab/report"
+	"warren.example/lab/scenario"
+	"warren.example/lab/substrate/local"
+	"warren.example/messaging/event"
+)
+
+func runCommand() *cobra.Command {
+	var all bool
+	var output string
+	var count int
+	cmd := &cobra.Command{
+		Use:   "run NAME… | --all",
+		Short: "Break something on purpose and judge what became of every request",
+		Long: `Break something on purpose and judge what became of every request.
+
+Each scenario runs in a virtual host of its own, then again with one safety
+taken away: that control must fail, or the fault has proved nothing. 'lab list'
+shows the names. The ledger of the run is kept for 'lab explain ID'.
+
+Exit status: 0 all HELD (or SKIPPED), 1 something BROKEN, 2 something
+INCONCLUSIVE, 3 could not be set up (with CI=true also: everything SKIPPED),
+64 usage.`,
+		Example: `  lab run killed-before-ack
+  lab run --all --output junit > report.xml
+  lab run poison --count 10 --keep`,
+		ValidArgsFunction: func(_ *cobra.Command, _ []string, _ string) ([]string, cobra.ShellCompDirective) {
+			return scenarioNames(), cobra.ShellCompDirectiveNoFileComp
+		},
+	}
+	options := localFlags(cmd)
+	flags := cmd.Flags()
+	flags.BoolVar(&all, "all", false, "run every scenario")
+	flags.StringVar(&output, "output", "table", "table, json or junit, on standard output; progress goes to standard error")
+	flags.IntVar(&count, "count", 1, "run the scenarios that often, one round after the other")
+	cmd.RunE = func(cmd *cobra.Command, names []string) error {
+		// 1. Refuse what cannot work before anything is started.
+		chosen, err := choose(names, all)
+		if err != nil {
+			return err
+		}
+		if !slices.Contains([]string{"table", "json", "junit"}, output) {
+			return usageError("--output %s: want table, json or junit", output)
+		}
+		if count < 1 {
+			return usageError("--count %d: at least 1", count)
+		}
+		// 2. Break and judge.
+		live := report.NewLive(cmd.ErrOrStderr())
+		results, err := play(cmd.Context(), options, slices.Repeat(chosen, count), live, nil)
+		if err != nil {
+			return err
+		}
+		// 3. Say what it came to.
+		return conclude(cmd, output, results)
+	}
+	return cmd
+}
+
+func scenarioNames() []string {
+	var names []string
+	for _, s := range scenario.All() {
+		names = append(names, s.Name)
+	}
+	return names
+}
+
+func choose(names []string, all bool) ([]scenario.Scenario, error) {
+	switch {
+	case all && len(names) > 0:
+		return nil, usageError("--all and %s: one or the other", strings.Join(names, " "))
+	case all:
+		return scenario.All(), nil
+	case len(names) == 0:
+		return nil, usageError("no scenario; name some, or --all; there are %s", strings.Join(scenarioNames(), ", "))
+	}
+	chosen, err := scenario.Find(names...)
+	if err != nil {
+		return nil, usageError("%v", err)
+	}
+	return chosen, nil
+}
+
+// play runs scenarios on a substrate of their own and leaves nothing behind,
+// whatever happens. Before, if not nil, is told what comes next.
+func play(ctx context.Context, options *local.Options, chosen []scenario.Scenario, live *report.Live, before func(i int, s scenario.Scenario)) (results []scenario.Result, err error) {
+	defer live.Clear()
+	options.Progress = func(step string) { live.Step("set-up", step, "") }
+	sub, err := local.New(ctx, *options)
+	if err != nil {
+		return nil, setupError(err)
+	}
+	defer func() {
+		closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
+		defer cancel()
+		err = errors.Join(err, sub.Close(closing))
+	}()
+	record, closeLedger, why := keepLedger()
+	if why != nil {
+		live.Say("the ledger of this run is not kept for 'lab explain': " + why.Error())
+	}
+	defer func() { err = errors.Join(err, closeLedger()) }()
+
+	runner := scenario.Runner{Substrate: sub, Record: record, Tell: live.Step}
+	for i, s := range chosen {
+		if before != nil {
+			before(i, s)
+		}
+		result := runner.Run(ctx, s)
+		if ctx.Err() != nil {
+			return nil, ctx.Err()
+		}
+		live.Done(result)
+		results = append(results, result)
+	}
+	return results, nil
+}
+
+// conclude prints the results and makes the exit status of them.
+func conclude(cmd *cobra.Command, output string, results []scenario.Result) error {
+	var err error
+	switch out := cmd.OutOrStdout(); output {
+	case "json":
+		err = report.JSON(out, results)
+	case "junit":
+		err = report.JUnit(out, results)
+	default:
+		fmt.Fprintln(out)
+		report.Table(out, results)
+	}
+	if err != nil {
+		return fmt.Errorf("print results: %w", err)
+	}
+	report.Details(cmd.ErrOrStderr(), results, func(name string) string { return again(cmd, name) })
+	if status := report.Status(results, os.Getenv("CI") == "true"); status != exitHeld {
+		return &exitError{status: status}
+	}
+	return nil
+}
+
+// again is the command that runs one scenario again and leaves the logs. What
+// may hold a password is left for the user to fill in.
+func again(cmd *cobra.Command, name string) string {
+	program := os.Args[0]
+	if strings.Contains(program, "go-build") {
+		program = "go run ./services/lab"
+	}
+	words := []string{program, "run", name, "--keep"}
+	cmd.Flags().Visit(func(f *pflag.Flag) {
+		switch f.Name {
+		case "all", "count", "output", "keep":
+		case "amqp-url", "management-url":
+			words = append(words, "--"+f.Name+" …")
+		default:
+			words = append(words, "--"+f.Name+"="+f.Value.String())
+		}
+	})
+	return strings.Join(words, " ")
+}
+
+// ledgerFile is where the lines of the last run are kept.
+func ledgerFile() (string, error) {
+	dir, err := os.UserCacheDir()
+	return filepath.Join(dir, "warren", "last-run.jsonl"), err
+}
+
+// keepLedger begins the file of this run. Take is nil if there is none, and
+// why says so; closing it is safe all the same.
+func keepLedger() (take func(event.Line), closed func() error, why error) {
+	closed = func() error { return nil }
+	path, err := ledgerFile()
+	if err != nil {
+		return nil, closed, err
+	}
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		return nil, closed, err
+	}
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
+	if err != nil {
+		return nil, closed, err
+	}
+	return recordTo(f), f.Close, nil
+}
+
+func recordTo(w io.Writer) func(event.Line) {
+	enc := json.NewEncoder(w)
+	return func(line event.Line) { _ = enc.Encode(line) } // the verdict does not rest on the file
+}

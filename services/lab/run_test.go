@@ -1,0 +1,105 @@
+package main
+
+import (
+	"bytes"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"warren.example/lab/scenario"
+)
+
+// execute runs the lab as the shell would, and returns its exit status.
+func execute(t *testing.T, args ...string) (status int, stdout, said string) {
+	t.Helper()
+	root := rootCommand()
+	var out, errs bytes.Buffer
+	root.SetOut(&out)
+	root.SetErr(&errs)
+	root.SetArgs(args)
+	err := root.ExecuteContext(t.Context())
+	return exitStatus(err), out.String(), oneLine(err)
+}
+
+func TestWrongCommandLinesStartNothing(t *testing.T) {
+	for line, want := range map[string]string{
+		"run":                              "no scenario",
+		"run poisson":                      `"poisson": unknown; there are [killed-before-ack`,
+		"run --all poison":                 "one or the other",
+		"run poison --output yaml":         "--output yaml",
+		"run poison --count 0":             "--count 0",
+		"list --output yaml":               "--output yaml",
+		"list poison":                      "poison",
+		"explain":                          "1 arg",
+		"explain x --ledger /no/such/file": "/no/such/file",
+	} {
+		status, _, said := execute(t, strings.Fields(line)...)
+		if status != exitUsage || !strings.Contains(said, want) {
+			t.Errorf("lab %s: got status %d, %q, want %d and %q", line, status, said, exitUsage, want)
+		}
+	}
+}
+
+func TestListNamesEveryScenario(t *testing.T) {
+	for _, output := range []string{"table", "json"} {
+		status, out, said := execute(t, "list", "--output", output)
+		if status != exitHeld {
+			t.Errorf("list --output %s: got status %d, %s", output, status, said)
+		}
+		for _, s := range scenario.All() {
+			if !strings.Contains(out, s.Name) {
+				t.Errorf("list --output %s lacks %s", output, s.Name)
+			}
+		}
+	}
+}
+
+func TestTheDemoShowsFourOrMoreThatExist(t *testing.T) {
+	if chosen, err := scenario.Find(shown...); err != nil || len(chosen) < 4 {
+		t.Errorf("got %d scenarios, %v, want at least 4", len(chosen), err)
+	}
+}
+
+func TestExplainReadsTheLastRun(t *testing.T) {
+	cache := t.TempDir()
+	t.Setenv("XDG_CACHE_HOME", cache)
+	status, _, said := execute(t, "explain", "a")
+	if status != exitUsage || !strings.Contains(said, "no run is on record") {
+		t.Errorf("before any run: got status %d, %q, want %d and a hint", status, said, exitUsage)
+	}
+	if err := os.MkdirAll(filepath.Join(cache, "warren"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	line := `{"run":"r","instance":"client-0","seq":1,"start":1,"event":"publishing","request":"a","operation":"add"}` + "\n"
+	if err := os.WriteFile(filepath.Join(cache, "warren", "last-run.jsonl"), []byte(line), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if status, out, said := execute(t, "explain", "a"); status != exitHeld || !strings.Contains(out, "Request a (add).") {
+		t.Errorf("got status %d, %q, %q, want the life of request a", status, out, said)
+	}
+	if status, _, said := execute(t, "explain", "b"); status != exitUsage || !strings.Contains(said, "request b: not in the ledger") {
+		t.Errorf("an unknown request: got status %d, %q, want %d and its id", status, said, exitUsage)
+	}
+}
+
+// The command to run something again is pasted into tickets: it must not carry
+// a password.
+func TestAgainKeepsPasswordsToItself(t *testing.T) {
+	cmd := runCommand()
+	if err := cmd.ParseFlags([]string{"--all", "--nodes", "3", "--output", "json", "--amqp-url", "amqp://u:secret@h/v"}); err != nil {
+		t.Fatal(err)
+	}
+	got := again(cmd, "poison")
+	if strings.Contains(got, "secret") || !strings.HasSuffix(got, "run poison --keep --amqp-url … --nodes=3") {
+		t.Errorf("got %q, want it to end in: run poison --keep --amqp-url … --nodes=3", got)
+	}
+}
+
+func TestChooseAll(t *testing.T) {
+	chosen, err := choose(nil, true)
+	if err != nil || len(chosen) != len(scenario.All()) || !slices.Contains(scenarioNames(), chosen[0].Name) {
+		t.Errorf("got %d scenarios, %v, want all %d", len(chosen), err, len(scenario.All()))
+	}
+}

@@ -1,0 +1,194 @@
+package scenario
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"warren.example/lab/ledger"
+	"warren.example/lab/substrate"
+	"warren.example/messaging/contract"
+	"warren.example/messaging/event"
+	"warren.example/messaging/topology"
+)
+
+// playWithin bounds one promise or control, whatever happens in it.
+const playWithin = 2 * time.Minute
+
+// Runner runs scenarios on a substrate, one after the other.
+type Runner struct {
+	Substrate substrate.Substrate
+	Record    func(event.Line)                  // gets every line of every room; may be nil
+	Tell      func(scenario, part, step string) // progress; may be nil
+}
+
+// Result is what a scenario came to.
+type Result struct {
+	Scenario Scenario
+	Verdict  Word
+	Reason   string
+	Took     time.Duration
+	Controls []ControlResult
+	Broker   string
+	Evidence string // the sizes of the ledger's sets
+
+	Lives map[string]string   // of requests that broke a promise: their stories
+	Logs  map[string][]string // the last lines of each process
+}
+
+// ControlResult is what a control came to.
+type ControlResult struct {
+	Name     string
+	Verdict  Word // FailedAsItMust or DidNotFail
+	Reason   string
+	Evidence string
+}
+
+// Run plays the promise, then each control, every one in a room of its own.
+// Without a control that failed as it must a promise cannot be HELD.
+func (r Runner) Run(ctx context.Context, s Scenario) (result Result) {
+	began := time.Now()
+	result = Result{Scenario: s, Verdict: Broken, Broker: "RabbitMQ " + r.Substrate.Broker().Version().String()}
+	defer func() { result.Took = time.Since(began) }()
+	if lacks := s.Needs.unmet(r.Substrate.Broker()); lacks != "" {
+		result.Verdict, result.Reason = Skipped, lacks
+		return result
+	}
+	p := r.play(ctx, s.Name, "promise", nil, s.Run)
+	result.Verdict, result.Reason = p.word()
+	result.Evidence = p.evidence
+	if result.Verdict == Skipped {
+		return result
+	}
+	if result.Verdict != Held {
+		result.Lives, result.Logs = p.lives(), p.logs
+	}
+	for _, c := range s.Controls {
+		p := r.play(ctx, s.Name, "control: "+c.Name, c.Change, c.Run)
+		failed, why := p.failedAsItMust(c.Breaks)
+		result.Controls = append(result.Controls, ControlResult{c.Name, failed, why, p.evidence})
+		if failed == DidNotFail && result.Verdict == Held {
+			result.Verdict = Inconclusive
+			result.Reason = fmt.Sprintf("control %q did not fail, so the promise that held proves nothing: %s", c.Name, why)
+			result.Logs = p.logs
+		}
+	}
+	return result
+}
+
+// played is one promise or control, and what it left behind.
+type played struct {
+	verdict  *Verdict // nil if it never came to one
+	err      error    // why not
+	evidence string
+	logs     map[string][]string
+}
+
+func (r Runner) play(ctx context.Context, name, part string, change Change, run func(*World)) (p played) {
+	ctx, cancel := context.WithTimeout(ctx, playWithin)
+	defer cancel()
+	tell := func(step string) {
+		if r.Tell != nil {
+			r.Tell(name, part, step)
+		}
+	}
+	l := ledger.New()
+	var one sync.Mutex // services and the lab's own publisher speak at once
+	record := func(line event.Line) {
+		one.Lock()
+		defer one.Unlock()
+		l.Add(line)
+		if r.Record != nil {
+			r.Record(line)
+		}
+	}
+	var altered func(*topology.Topology)
+	if change != nil {
+		altered = func(t *topology.Topology) { change(r.Substrate.Broker().Version(), t) }
+	}
+	tell("making room")
+	room, err := r.Substrate.Open(ctx, name, altered, record)
+	if err != nil {
+		return played{err: fmt.Errorf("open a room: %w", err)}
+	}
+	w := &World{
+		ctx: ctx, room: room, broker: r.Substrate.Broker(), ledger: l, record: record, tell: tell, names: map[string]int{},
+		queues: []string{contract.RequestQueue, contract.DeadLetterQueue},
+	}
+	defer func() { // also after a verb has stopped the scenario, and after Ctrl-C
+		if w.author != nil {
+			w.author.close()
+		}
+		if p.logs = w.tails(); len(l.Lines()) > 0 {
+			p.evidence = l.Summary()
+		}
+		closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), 30*time.Second)
+		defer cancel()
+		if err := room.Close(closing); err != nil && p.err == nil {
+			p.err = fmt.Errorf("close the room: %w", err)
+		}
+	}()
+	defer func() {
+		switch why := recover().(type) {
+		case nil:
+		case stop:
+			p.err = why.err
+		default:
+			panic(why) // a bug of the scenario's own
+		}
+	}()
+	// Whatever the scenario does, it ends with this question.
+	if _, p.err = room.Queue(ctx, contract.RequestQueue); p.err != nil {
+		return p
+	}
+	run(w)
+	if p.verdict = w.verdict; p.verdict == nil {
+		p.err = errors.New("the scenario never settled")
+	}
+	return p
+}
+
+// word is the verdict of a promise.
+func (p played) word() (Word, string) {
+	switch {
+	case errors.Is(p.err, substrate.ErrUnsupported):
+		return Skipped, p.err.Error()
+	case p.err != nil:
+		return Inconclusive, p.err.Error()
+	}
+	return p.verdict.Word()
+}
+
+// failedAsItMust is the verdict of a control: it must break the one promise
+// that it is there to break.
+func (p played) failedAsItMust(promise string) (Word, string) {
+	if p.err != nil {
+		return DidNotFail, p.err.Error()
+	}
+	if p.verdict.broke(promise) {
+		return FailedAsItMust, ""
+	}
+	word, reason := p.verdict.Word()
+	return DidNotFail, fmt.Sprintf("%q was to break; the verdict is %s %s", promise, word, reason)
+}
+
+// lives tells the stories of the first few requests that broke a promise.
+func (p played) lives() map[string]string {
+	const most = 3
+	if p.verdict == nil {
+		return nil
+	}
+	lives := map[string]string{}
+	for _, b := range p.verdict.broken {
+		for _, id := range b.Requests.IDs() {
+			if len(lives) < most {
+				if story := p.verdict.Explain(id); story != "" {
+					lives[id] = story
+				}
+			}
+		}
+	}
+	return lives
+}

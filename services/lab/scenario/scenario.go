@@ -1,0 +1,91 @@
+// Package scenario holds what the lab breaks. A scenario is one file: its
+// header says what breaks, what must hold and what the control shows; its body
+// has four blocks, ARRANGE, BREAK, OBSERVE and VERDICT, in the words of World.
+//
+// A control is the same story with one safety taken away. It must break the
+// promise: otherwise the fault missed, and the promise that held proves nothing.
+package scenario
+
+import (
+	"fmt"
+	"slices"
+
+	"warren.example/lab/substrate"
+	"warren.example/messaging/topology"
+)
+
+// Scenario is one thing that breaks, and what holds all the same.
+type Scenario struct {
+	Name    string
+	Topic   string // what it teaches, in a word or two
+	Broke   string // what breaks; fits a column of the table
+	Promise string // what must hold; likewise
+	Needs   Needs
+	Run     func(*World)
+
+	Controls []Control
+}
+
+// Control is the story without one safety.
+type Control struct {
+	Name   string // what was taken away
+	Shows  string // what that costs
+	Breaks string // the promise that must break: the name of a check or an invariant
+	Change Change // of the topology, or nil
+	Run    func(*World)
+}
+
+// Change alters the topology of a room before anything is declared.
+type Change func(topology.Version, *topology.Topology)
+
+// Needs is what a scenario asks of its substrate.
+type Needs struct {
+	Nodes      int              // broker nodes, at least
+	MinVersion topology.Version // of the broker
+}
+
+// unmet says what the broker lacks, or "".
+func (n Needs) unmet(b substrate.Broker) string {
+	switch {
+	case b.Nodes() < n.Nodes:
+		return fmt.Sprintf("needs %d broker nodes, there are %d", n.Nodes, b.Nodes())
+	case !b.Version().AtLeast(n.MinVersion.Major, n.MinVersion.Minor):
+		return fmt.Sprintf("needs RabbitMQ %d.%d, this is %s", n.MinVersion.Major, n.MinVersion.Minor, b.Version())
+	}
+	return ""
+}
+
+// All lists the scenarios in the order in which they teach best.
+func All() []Scenario {
+	return []Scenario{
+		killedBeforeAck,
+		killedAfterReply,
+		ackBeforeReply,
+		brokerKilled,
+		noServer,
+		deadline,
+		typedError,
+		invalidMessages,
+		poison,
+		auditorKilled,
+	}
+}
+
+// Find returns the scenarios of these names, in that order; an unknown name is
+// an error that lists the known ones.
+func Find(names ...string) ([]Scenario, error) {
+	all := All()
+	var found []Scenario
+	for _, name := range names {
+		i := slices.IndexFunc(all, func(s Scenario) bool { return s.Name == name })
+		if i < 0 {
+			known := make([]string, len(all))
+			for i, s := range all {
+				known[i] = s.Name
+			}
+			return nil, fmt.Errorf("scenario %q: unknown; there are %v", name, known)
+		}
+		found = append(found, all[i])
+	}
+	return found, nil
+}

@@ -1,0 +1,116 @@
+package scenario
+
+import (
+	"os"
+	"reflect"
+	"regexp"
+	"strings"
+	"testing"
+
+	"warren.example/lab/ledger"
+	"warren.example/lab/substrate"
+	"warren.example/messaging/event"
+	"warren.example/messaging/topology"
+)
+
+// A scenario is one file of its name, with a header that can be argued with and
+// four blocks in one order.
+func TestEveryScenarioReadsAlike(t *testing.T) {
+	seen := map[string]bool{}
+	for _, s := range All() {
+		t.Run(s.Name, func(t *testing.T) {
+			if seen[s.Name] {
+				t.Errorf("two scenarios of this name")
+			}
+			seen[s.Name] = true
+			b, err := os.ReadFile(strings.ReplaceAll(s.Name, "-", "_") + ".go")
+			if err != nil {
+				t.Fatal(err)
+			}
+			order := regexp.MustCompile(`(?s)// Promise: .*Controls?: .*Scenario\{.*// ARRANGE.*// BREAK.*// OBSERVE.*// VERDICT`)
+			if !order.Match(b) {
+				t.Errorf("want a header with Promise and Control, then ARRANGE, BREAK, OBSERVE, VERDICT, in that order")
+			}
+			if s.Topic == "" || s.Broke == "" || s.Promise == "" || s.Run == nil || len(s.Controls) == 0 {
+				t.Errorf("something is missing: %+v", s)
+			}
+			for _, c := range s.Controls {
+				if c.Name == "" || c.Shows == "" || c.Breaks == "" || c.Run == nil {
+					t.Errorf("control: something is missing: %+v", c)
+				}
+			}
+		})
+	}
+}
+
+func TestWorldHasAtMostTenVerbs(t *testing.T) {
+	if n := reflect.TypeFor[*World]().NumMethod(); n > 10 {
+		t.Errorf("got %d, want at most 10: a story needs few words", n)
+	}
+}
+
+func TestFindNamesTheUnknownAndListsTheKnown(t *testing.T) {
+	found, err := Find("poison", "deadline")
+	if err != nil || len(found) != 2 || found[0].Name != "poison" || found[1].Name != "deadline" {
+		t.Errorf("got %v, %v, want poison and deadline in that order", found, err)
+	}
+	_, err = Find("poison", "poisson")
+	if err == nil || !strings.Contains(err.Error(), `"poisson"`) || !strings.Contains(err.Error(), "killed-before-ack") {
+		t.Errorf("got %v, want an error that names poisson and lists the others", err)
+	}
+}
+
+type someBroker struct {
+	substrate.Broker
+	nodes   int
+	version topology.Version
+}
+
+func (b someBroker) Nodes() int                { return b.nodes }
+func (b someBroker) Version() topology.Version { return b.version }
+
+func TestNeeds(t *testing.T) {
+	broker := someBroker{nodes: 1, version: topology.Version{Major: 3, Minor: 10, Patch: 8}}
+	for want, needs := range map[string]Needs{
+		"":                                   {},
+		"needs 3 broker nodes, there are 1":  {Nodes: 3},
+		"needs RabbitMQ 4.3, this is 3.10.8": {MinVersion: topology.Version{Major: 4, Minor: 3}},
+	} {
+		if got := needs.unmet(broker); got != want {
+			t.Errorf("%+v: got %q, want %q", needs, got, want)
+		}
+	}
+}
+
+// A control proves the fault only if it breaks the very promise that it is
+// there to break, by evidence that counts.
+func TestAControlMustBreakItsPromise(t *testing.T) {
+	lost := []event.Kind{event.Publishing, event.Confirmed, event.TimedOut}
+	for name, tc := range map[string]struct {
+		p    played
+		want Word
+	}{
+		"it lost a request":        {played{verdict: judge(lines(append(lost, event.EOF)...))}, FailedAsItMust},
+		"it lost none":             {played{verdict: judge(lines(event.Publishing, event.Confirmed, event.Refused, event.EOF))}, DidNotFail},
+		"a ledger without its end": {played{verdict: judge(lines(lost...))}, DidNotFail},
+		"it could not be played":   {played{err: os.ErrNotExist}, DidNotFail},
+		"it broke another promise": {played{verdict: judge(lines(event.Publishing, event.Confirmed, event.Refused, event.Refused, event.EOF))}, DidNotFail},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if got, why := tc.p.failedAsItMust(string(ledger.NoLoss)); got != tc.want {
+				t.Errorf("got %s (%s), want %s", got, why, tc.want)
+			}
+		})
+	}
+}
+
+func TestAPromiseThatCouldNotBePlayed(t *testing.T) {
+	for want, p := range map[Word]played{
+		Inconclusive: {err: os.ErrNotExist},
+		Skipped:      {err: substrate.ErrUnsupported},
+	} {
+		if got, _ := p.word(); got != want {
+			t.Errorf("%v: got %s, want %s", p.err, got, want)
+		}
+	}
+}

@@ -1,0 +1,387 @@
+package scenario
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+
+	"warren.example/lab/ledger"
+	"warren.example/lab/substrate"
+	"warren.example/messaging/contract"
+	"warren.example/messaging/event"
+	"warren.example/messaging/fault"
+)
+
+// Budgets. A scenario waits for conditions, never for a time to pass; these
+// only bound the wait for what does not come.
+const (
+	readyWithin  = 20 * time.Second
+	seenWithin   = 20 * time.Second
+	settleWithin = 30 * time.Second
+	goneWithin   = 5 * time.Second
+)
+
+// look is the pause between two looks at a room that seems quiet. If something
+// is unaccounted for the second look comes later, so that a straggler is seen
+// rather than called lost.
+const (
+	look     = 250 * time.Millisecond
+	lookLong = 1500 * time.Millisecond
+)
+
+// World is what a scenario has to say. Its ten verbs: Serve, Audit, Load,
+// Call, Publish, KillBroker, StartBroker, RemoveQueue, Until, Settle.
+//
+// A verb that cannot do its part ends the scenario as INCONCLUSIVE, so that
+// scenarios read without error handling, as tests do.
+type World struct {
+	ctx    context.Context
+	room   substrate.Room
+	broker substrate.Broker
+	ledger *ledger.Ledger
+	tell   func(string)
+	record func(event.Line) // into the ledger and the run's file
+
+	servants []*Servant // servers and auditors
+	clients  []*Client
+	author   *author
+	names    map[string]int // how many of each role there were
+	queues   []string       // that must be empty in the end
+	verdict  *Verdict
+}
+
+// stop ends a scenario from within a verb.
+type stop struct{ err error }
+
+func (w *World) must(err error, what string, args ...any) {
+	if err != nil {
+		panic(stop{fmt.Errorf("%s: %w", fmt.Sprintf(what, args...), err)})
+	}
+}
+
+// Settings of a service, without their prefix.
+type Settings map[string]string
+
+// With is s and more.
+func (s Settings) With(more Settings) Settings {
+	all := maps.Clone(s)
+	if all == nil {
+		all = Settings{}
+	}
+	maps.Copy(all, more)
+	return all
+}
+
+// Servant is a service that stays: a calculator server or the auditor. When it
+// dies it is started again, as a pod would be.
+type Servant struct {
+	w *World
+	substrate.Process
+}
+
+// Serve starts one more calculator server and returns when it is ready.
+func (w *World) Serve(s Settings) *Servant {
+	return w.serve(substrate.CalculatorServer, "server", s)
+}
+
+// Audit starts the dead-letter auditor and returns when it is ready.
+func (w *World) Audit(s Settings) *Servant {
+	return w.serve(substrate.DeadLetterAuditor, "auditor", s)
+}
+
+func (w *World) serve(kind substrate.Kind, role string, s Settings) *Servant {
+	name := w.name(role)
+	w.tell("starting " + name)
+	p, err := w.room.Start(w.ctx, substrate.Service{Kind: kind, Name: name, Env: s, Restart: true})
+	w.must(err, "start %s", name)
+	servant := &Servant{w, p}
+	w.servants = append(w.servants, servant)
+	ctx, cancel := context.WithTimeout(w.ctx, readyWithin)
+	defer cancel()
+	w.must(p.WaitReady(ctx), "wait for %s", name)
+	return servant
+}
+
+// name is one that nobody in the room has had: server-0, server-1, …
+func (w *World) name(role string) string {
+	n := w.names[role]
+	w.names[role]++
+	return fmt.Sprintf("%s-%d", role, n)
+}
+
+// CrashAt kills the process, as hard as SIGKILL, when the n-th next delivery
+// reaches the point.
+func (s *Servant) CrashAt(p fault.Point, n int) {
+	s.w.ledger.Killed(s.Name(), 1)
+	s.arm(p, fault.Crash, n)
+}
+
+// HoldAt stops the n-th next delivery at the point until Release.
+func (s *Servant) HoldAt(p fault.Point, n int) { s.arm(p, fault.Hold, n) }
+
+func (s *Servant) arm(p fault.Point, a fault.Action, n int) {
+	_, err := s.Admin(s.w.ctx, "POST", "/faults", fault.Order{Point: p, Action: a, N: n})
+	s.w.must(err, "arm %s at %s of %s", a, p, s.Name())
+	s.w.tell(fmt.Sprintf("%s will %s at delivery %d, %s", s.Name(), a, n, p))
+}
+
+// Release lets every held delivery go on.
+func (s *Servant) Release() {
+	_, err := s.Admin(s.w.ctx, "POST", "/faults/release", nil)
+	s.w.must(err, "release %s", s.Name())
+}
+
+// Doomed says that up to n deaths of this servant are the scenario's doing.
+func (s *Servant) Doomed(n int) { s.w.ledger.Killed(s.Name(), n) }
+
+// Leave ends it by SIGTERM, for good, and returns when it is gone.
+func (s *Servant) Leave() {
+	ctx, cancel := context.WithTimeout(s.w.ctx, goneWithin)
+	defer cancel()
+	s.w.must(s.Terminate(ctx), "end %s", s.Name())
+	_, err := s.Wait(ctx)
+	s.w.must(err, "wait for the end of %s", s.Name())
+	s.w.servants = slices.DeleteFunc(s.w.servants, func(o *Servant) bool { return o == s })
+}
+
+// DeadLetter is what the auditor says about one death.
+type DeadLetter struct {
+	Request string `json:"message_id"`
+	Reason  string `json:"reason"`
+	Seen    int    `json:"seen"`
+}
+
+// DeadLetters asks the auditor for what it has stored.
+func (s *Servant) DeadLetters() []DeadLetter {
+	b, err := s.HTTP(s.w.ctx, "GET", "/api/dead-letters?limit=500", nil)
+	s.w.must(err, "ask %s for the dead letters", s.Name())
+	var page struct {
+		DeadLetters []DeadLetter `json:"dead_letters"`
+	}
+	s.w.must(json.Unmarshal(b, &page), "read the dead letters of %s", s.Name())
+	return page.DeadLetters
+}
+
+// Client is a running `client load`.
+type Client struct{ substrate.Process }
+
+// Load starts a client that sends a load, and does not wait for its end.
+func (w *World) Load(args ...string) *Client { return w.client(append([]string{"load"}, args...)) }
+
+func (w *World) client(args []string) *Client {
+	name := w.name("client")
+	w.tell(fmt.Sprintf("%s: %v", name, args))
+	p, err := w.room.Start(w.ctx, substrate.Service{Kind: substrate.Client, Name: name, Args: args})
+	w.must(err, "start %s %v", name, args)
+	c := &Client{p}
+	w.clients = append(w.clients, c)
+	return c
+}
+
+// Outcome is how one call ended.
+type Outcome struct {
+	Request         string          `json:"request"`
+	Result          string          `json:"result"`
+	Error           *contract.Error `json:"error"`
+	Outcome         string          `json:"outcome"` // answered, refused, no-server, deadline, unavailable …
+	MayHaveExecuted bool            `json:"mayHaveExecuted"`
+	Milliseconds    float64         `json:"milliseconds"`
+}
+
+// Code is the error's, or "".
+func (o Outcome) Code() contract.Code {
+	if o.Error == nil {
+		return ""
+	}
+	return o.Error.Code
+}
+
+func (o Outcome) String() string {
+	switch {
+	case o.Outcome == "answered":
+		return fmt.Sprintf("%s after %.0f ms", o.Result, o.Milliseconds)
+	case o.Error != nil:
+		return fmt.Sprintf("%s after %.0f ms: %v", o.Outcome, o.Milliseconds, o.Error)
+	}
+	return fmt.Sprintf("%s after %.0f ms", o.Outcome, o.Milliseconds)
+}
+
+// Call makes one call and returns how it ended.
+func (w *World) Call(args ...string) Outcome {
+	c := w.client(append([]string{"call", "--output", "json"}, args...))
+	ctx, cancel := context.WithTimeout(w.ctx, settleWithin)
+	defer cancel()
+	exit, err := c.Wait(ctx)
+	w.must(err, "wait for %s", c.Name())
+	var o Outcome
+	w.must(json.Unmarshal(bytes.TrimSpace(exit.Stdout), &o), "read what %s %v printed (exit status %d)", c.Name(), args, exit.Code)
+	return o
+}
+
+// Publish sends requests as a stranger would, without our client: as the user
+// calc-client, raw, persistent unless they say otherwise. It returns when the
+// broker has confirmed them all.
+func (w *World) Publish(requests ...amqp.Publishing) {
+	if w.author == nil {
+		w.tell("a stranger publishes")
+		a, err := newAuthor(w.room.URL(contract.UserClient), w.record)
+		w.must(err, "connect the lab's own publisher")
+		w.author = a
+	}
+	ctx, cancel := context.WithTimeout(w.ctx, seenWithin)
+	defer cancel()
+	w.must(w.author.publish(ctx, requests), "publish %d requests", len(requests))
+}
+
+// KillBroker ends the broker's Erlang VM by SIGKILL.
+func (w *World) KillBroker() {
+	w.tell("SIGKILL to the broker")
+	w.must(w.broker.Crash(w.ctx, 0), "kill the broker")
+}
+
+// StartBroker starts it again and returns when it answers.
+func (w *World) StartBroker() {
+	w.tell("starting the broker again")
+	w.must(w.broker.Start(w.ctx, 0), "start the broker")
+}
+
+// RemoveQueue deletes the request queue, as if it had never been declared.
+func (w *World) RemoveQueue() {
+	w.must(func() error {
+		conn, err := amqp.Dial(w.room.AdminURL())
+		if err != nil {
+			return err
+		}
+		defer conn.Close()
+		ch, err := conn.Channel()
+		if err != nil {
+			return err
+		}
+		_, err = ch.QueueDelete(contract.RequestQueue, false, false, false)
+		return err
+	}(), "delete %s", contract.RequestQueue)
+	w.queues = []string{contract.DeadLetterQueue}
+}
+
+// Until waits for something to be seen in the ledger.
+func (w *World) Until(what string, happened func(seen) bool) {
+	w.tell("until " + what)
+	ctx, cancel := context.WithTimeout(w.ctx, seenWithin)
+	defer cancel()
+	for changed := w.ledger.Changed(); !happened(w.ledger); changed = w.ledger.Changed() {
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			w.must(ctx.Err(), "wait until %s", what)
+		}
+	}
+}
+
+// Settle waits until every client has ended and the room is quiet twice, ends
+// everybody in peace, and returns the evidence.
+func (w *World) Settle() *Verdict {
+	w.tell("until all is quiet")
+	ctx, cancel := context.WithTimeout(w.ctx, settleWithin)
+	defer cancel()
+	restless := w.rest(ctx)
+	w.tell("the verdict")
+	w.end()
+	v := judge(w.ledger)
+	w.verdict = v
+	if restless != nil {
+		v.That(ComesToRest, false, "%v", restless)
+	}
+	return v
+}
+
+// rest returns nil when the clients have ended and two looks in a row, apart,
+// found the queues empty and nothing new in the ledger.
+func (w *World) rest(ctx context.Context) error {
+	for _, c := range w.clients {
+		if _, err := c.Wait(ctx); err != nil {
+			return fmt.Errorf("%s has not ended: %w", c.Name(), err)
+		}
+	}
+	before := -1
+	for {
+		now := len(w.ledger.Lines())
+		queued, err := w.queued(ctx)
+		switch {
+		case err != nil:
+			return err
+		case queued == "" && now == before:
+			return nil
+		case queued == "":
+			before = now
+		default:
+			before = -1
+		}
+		pause := look
+		if len(w.ledger.Lost()) > 0 {
+			pause = lookLong
+		}
+		select {
+		case <-time.After(pause):
+		case <-ctx.Done():
+			return fmt.Errorf("after %s: %s; still open: %s", settleWithin, queued, w.ledger.Open())
+		}
+	}
+}
+
+// queued says what is still in the queues, or "".
+func (w *World) queued(ctx context.Context) (string, error) {
+	var left []string
+	for _, name := range w.queues {
+		q, err := w.room.Queue(ctx, name)
+		if err != nil {
+			return "", fmt.Errorf("look at %s: %w", name, err)
+		}
+		if q.Ready+q.Unacked+q.DeadLettering > 0 {
+			left = append(left, fmt.Sprintf("%s: %d ready, %d unacked, %d being dead-lettered", name, q.Ready, q.Unacked, q.DeadLettering))
+		}
+	}
+	return strings.Join(left, "; "), nil
+}
+
+// end lets everybody finish by SIGTERM, so that their ledgers end with eof.
+// Whoever does not end has an incomplete ledger, and the verdict says so.
+func (w *World) end() {
+	if w.author != nil {
+		w.author.close()
+	}
+	ctx, cancel := context.WithTimeout(w.ctx, goneWithin)
+	defer cancel()
+	for _, s := range w.servants {
+		_ = s.Terminate(ctx)
+	}
+	for _, s := range w.servants {
+		_, _ = s.Wait(ctx)
+	}
+}
+
+// tails is the last log lines of every process, for the report of a failure.
+func (w *World) tails() map[string][]string {
+	tails := map[string][]string{}
+	for _, s := range w.servants {
+		tails[s.Name()] = s.Tail()
+	}
+	for _, c := range w.clients {
+		tails[c.Name()] = c.Tail()
+	}
+	return tails
+}
+
+// seen is the evidence so far, for conditions of Until.
+type seen = *ledger.Ledger
+
+// passed is a condition for Until: at least n requests passed the step.
+func passed(step event.Kind, n int) func(seen) bool {
+	return func(l seen) bool { return len(l.With(step)) >= n }
+}

@@ -1,0 +1,79 @@
+package local
+
+import (
+	"strings"
+	"testing"
+)
+
+func TestOptions(t *testing.T) {
+	for name, tc := range map[string]struct {
+		o    Options
+		want string // part of the error; empty: none
+	}{
+		"nothing is said":        {Options{}, ""},
+		"three nodes":            {Options{Nodes: 3}, ""},
+		"two nodes":              {Options{Nodes: 2}, "--nodes 2: want 1, or 3"},
+		"another kind of broker": {Options{Broker: "cloud"}, "--broker cloud: want"},
+		"url without a URL":      {Options{Broker: "url"}, "needs --amqp-url"},
+		"a URL is enough":        {Options{AMQPURL: "amqp://u:p@h/v"}, ""},
+		"URL and process":        {Options{Broker: "process", AMQPURL: "amqp://u:p@h/v"}, "contradicts --amqp-url"},
+		"management alone":       {Options{ManagementURL: "http://u:p@h"}, "needs --amqp-url"},
+		"nodes of others":        {Options{AMQPURL: "amqp://u:p@h/v", Nodes: 3}, "--nodes 3: not with --amqp-url"},
+	} {
+		err := tc.o.Validate()
+		if got := message(err); (tc.want == "") != (err == nil) || !strings.Contains(got, tc.want) {
+			t.Errorf("%s: %q, want %q", name, got, tc.want)
+		}
+	}
+}
+
+func TestRoomNames(t *testing.T) {
+	s := &Substrate{folder: &folder{path: t.TempDir()}}
+	for name, suffix := range map[string]string{
+		"killed-before-ack":      "-7-killed-before-ack",
+		"Test/control: auto ack": "-7-test-control-auto-ack",
+	} {
+		if got := newRoom(s, 7, name, nil).vhost; !strings.HasSuffix(got, suffix) {
+			t.Errorf("room %q: virtual host %s, want …%s", name, got, suffix)
+		}
+	}
+	if got := newRoom(s, 7, strings.Repeat("long", 40), nil).vhost; len(got) > 64 {
+		t.Errorf("virtual host of %d characters, want at most 64: it names the run on every event", len(got))
+	}
+}
+
+// A password is in no error, whatever is wrong with its URL.
+func TestRedact(t *testing.T) {
+	for _, url := range []string{
+		"amqp://user:S3cr3t%zz@127.0.0.1:1/v",
+		"amqp://user:S3cr3t@127.0.0.1:1/v",
+		"amqp://user:S3cr3t@127.0.0.1:notaport/v",
+		"http://user:S3cr3t@127.0.0.1:1/v",
+		"user:S3cr3t@127.0.0.1",
+		"amqp://user:S3cr3t@host with spaces/",
+	} {
+		_, err := dial(url)
+		if got := message(err); got == "" || strings.Contains(got, "S3cr3t") {
+			t.Errorf("dial %s: %q, want an error without the password", url, got)
+		}
+		_, err = useBroker(t.Context(), url, "")
+		if got := message(err); got == "" || strings.Contains(got, "S3cr3t") {
+			t.Errorf("useBroker %s: %q, want an error without the password", url, got)
+		}
+	}
+}
+
+// The client library would log in as guest.
+func TestDialWantsAUser(t *testing.T) {
+	_, err := dial("amqp://127.0.0.1:1/v")
+	if got := message(err); !strings.Contains(got, "no user in the URL") {
+		t.Errorf("dial without a user: %q, want it refused", got)
+	}
+}
+
+func message(err error) string {
+	if err == nil {
+		return ""
+	}
+	return err.Error()
+}

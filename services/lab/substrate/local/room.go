@@ -1,0 +1,309 @@
+package local
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"regexp"
+	"slices"
+	"strings"
+	"sync"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+
+	"warren.example/lab/substrate"
+	"warren.example/messaging/contract"
+	"warren.example/messaging/event"
+	"warren.example/messaging/topology"
+)
+
+const (
+	durable    = true
+	autoDelete = true
+	exclusive  = true
+	noWait     = true
+)
+
+// Room is one virtual host and the services in it.
+type Room struct {
+	s        *Substrate
+	vhost    string
+	dir      string
+	declared *topology.Topology // in a vhost that is not ours to delete
+
+	linesMu sync.Mutex
+	lines   func(event.Line)
+
+	mu        sync.Mutex
+	processes []*Process
+	closed    bool
+}
+
+var notInName = regexp.MustCompile(`[^a-z0-9-]+`)
+
+func newRoom(s *Substrate, seq int, name string, lines func(event.Line)) *Room {
+	name = strings.Trim(notInName.ReplaceAllString(strings.ToLower(name), "-"), "-")
+	vhost := fmt.Sprintf("warren-%d-%d-%s", os.Getpid(), seq, name)
+	const longest = 64 // it is also the name of the run on every event
+	if len(vhost) > longest {
+		vhost = vhost[:longest]
+	}
+	return &Room{s: s, vhost: vhost, dir: s.folder.join("rooms", vhost), lines: lines}
+}
+
+// open makes the virtual host. The order is the broker's: topic permissions
+// are refused by 4.3 while calc.reply does not exist, and a user without any
+// is unrestricted on it.
+func (r *Room) open(ctx context.Context, change func(*topology.Topology)) error {
+	if err := os.MkdirAll(r.dir, 0o700); err != nil {
+		return err
+	}
+	t := topology.For(r.s.broker.Version())
+	if change != nil {
+		change(&t)
+	}
+	if r.s.users == nil {
+		return r.openGiven(ctx, t)
+	}
+	m := r.s.broker.management()
+	if err := m.createVhost(ctx, r.vhost); err != nil { // 1. a world of its own
+		return err
+	}
+	for _, u := range topology.Users() { // 2. who may do what in it
+		if err := m.permit(ctx, r.vhost, u); err != nil {
+			return err
+		}
+	}
+	if err := declare(t, r.URL(contract.UserTopology)); err != nil { // 3. exchanges and queues
+		return err
+	}
+	for _, u := range topology.Users() { // 4. who may use which key on calc.reply
+		if err := m.permitTopics(ctx, r.vhost, u); err != nil {
+			return err
+		}
+	}
+	if b, ours := r.s.broker.(*Broker); ours {
+		b.declared()
+	}
+	return r.checkBinds() // 5. and it holds
+}
+
+// openGiven declares in a virtual host that the user gave, as the user given.
+// It must not hold our queues yet: they would be somebody's.
+func (r *Room) openGiven(ctx context.Context, t topology.Topology) error {
+	r.s.mu.Lock()
+	others := len(r.s.rooms) > 1
+	r.s.mu.Unlock()
+	if others {
+		return fmt.Errorf("a second virtual host at the same time: needs --management-url: %w", substrate.ErrUnsupported)
+	}
+	conn, err := dial(r.AdminURL())
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	for _, q := range t.Queues {
+		ch, err := conn.Channel()
+		if err != nil {
+			return err
+		}
+		if _, err := ch.QueueDeclarePassive(q.Name, durable, !autoDelete, !exclusive, !noWait, nil); err == nil {
+			return fmt.Errorf("queue %s exists already in the virtual host of --amqp-url: give an empty one", q.Name)
+		}
+	}
+	r.declared = &t
+	return t.Declare(conn)
+}
+
+func declare(t topology.Topology, url string) error {
+	url, _, _ = strings.Cut(url, ",")
+	conn, err := dial(url)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	return t.Declare(conn)
+}
+
+// Declare declares the suite's topology as the user of the URL.
+func Declare(rawURL string) (topology.Version, error) {
+	conn, err := dial(rawURL)
+	if err != nil {
+		return topology.Version{}, err
+	}
+	defer conn.Close()
+	v, err := topology.VersionOf(conn)
+	if err == nil && !v.AtLeast(topology.Oldest.Major, topology.Oldest.Minor) {
+		err = tooOld(v)
+	}
+	if err != nil {
+		return v, err
+	}
+	return v, topology.For(v).Declare(conn)
+}
+
+// checkBinds makes sure that no user can listen to another's replies: for each
+// user that can bind at all, a foreign key and '#' must be refused with 403.
+func (r *Room) checkBinds() error {
+	for user, queue := range map[string]string{
+		contract.UserClient:   contract.ClientReplyQueue + ".check.1",
+		contract.UserAuditor:  contract.AuditorReplyQueue + ".check.1",
+		contract.UserTopology: "calc.check",
+	} {
+		url, _, _ := strings.Cut(r.URL(user), ",")
+		conn, err := dial(url)
+		if err != nil {
+			return err
+		}
+		for _, key := range []string{"client.somebody-else.x", "#"} {
+			if err = refusesBind(conn, queue, key); err != nil {
+				break
+			}
+		}
+		_ = conn.Close() // its exclusive queue goes with it
+		if err != nil {
+			return fmt.Errorf("user %s: %w", user, err)
+		}
+	}
+	return nil
+}
+
+func refusesBind(conn *amqp.Connection, queue, key string) error {
+	ch, err := conn.Channel()
+	if err != nil {
+		return err
+	}
+	defer ch.Close()
+	if _, err := ch.QueueDeclare(queue, !durable, autoDelete, exclusive, !noWait, nil); err != nil {
+		return fmt.Errorf("declare queue %s: %w", queue, err)
+	}
+	var refused *amqp.Error
+	switch err := ch.QueueBind(queue, key, contract.ReplyExchange, !noWait, nil); {
+	case err == nil:
+		return fmt.Errorf("bind %s to %s with key %s: allowed, must be refused with 403: replies can be overheard", queue, contract.ReplyExchange, key)
+	case errors.As(err, &refused) && refused.Code == amqp.AccessRefused:
+		return nil
+	default:
+		return fmt.Errorf("bind %s to %s with key %s: %w, want 403", queue, contract.ReplyExchange, key, err)
+	}
+}
+
+// URL is for a service: one URL per node, separated by commas.
+func (r *Room) URL(user string) string {
+	return strings.Join(r.s.broker.urls(user, r.s.users[user], r.vhost), ",")
+}
+
+// AdminURL is of the node that can answer now.
+func (r *Room) AdminURL() string {
+	if b, ours := r.s.broker.(*Broker); ours {
+		return b.url(b.alive(), adminUser, b.password, r.vhost)
+	}
+	m := r.s.broker.management()
+	return r.s.broker.urls(m.user, m.password, r.vhost)[0]
+}
+
+// Queue counts messages; see substrate.QueueState.
+func (r *Room) Queue(ctx context.Context, name string) (substrate.QueueState, error) {
+	m := r.s.broker.management()
+	if m.url == "" {
+		return substrate.QueueState{}, fmt.Errorf("count the messages of queue %s: needs --management-url: %w", name, substrate.ErrUnsupported)
+	}
+	q, err := m.queue(ctx, r.vhost, name)
+	return q.state(), err
+}
+
+// Start starts a service as a child process.
+func (r *Room) Start(ctx context.Context, svc substrate.Service) (substrate.Process, error) {
+	program, err := r.s.binaries.path(ctx, svc.Kind)
+	if err != nil {
+		return nil, err
+	}
+	p, err := newProcess(r, svc, program)
+	if err != nil {
+		return nil, err
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.closed {
+		return nil, fmt.Errorf("start %s: the room is closed", svc.Name)
+	}
+	if slices.ContainsFunc(r.processes, func(q *Process) bool { return q.Name() == svc.Name && !q.over() }) {
+		return nil, fmt.Errorf("start %s: runs already; instance names are unique in a room", svc.Name)
+	}
+	if err := p.start(); err != nil {
+		return nil, err
+	}
+	r.processes = append(r.processes, p)
+	return p, nil
+}
+
+// tell passes an event line on, from one goroutine at a time.
+func (r *Room) tell(l event.Line) {
+	r.linesMu.Lock()
+	defer r.linesMu.Unlock()
+	if r.lines != nil {
+		r.lines(l)
+	}
+}
+
+// Close ends the room's services and removes its virtual host.
+func (r *Room) Close(ctx context.Context) error {
+	r.mu.Lock()
+	if r.closed {
+		r.mu.Unlock()
+		return nil
+	}
+	r.closed = true
+	processes := r.processes
+	r.mu.Unlock()
+	var wait sync.WaitGroup
+	for _, p := range processes {
+		wait.Go(p.close)
+	}
+	wait.Wait()
+	err := r.remove(ctx)
+	r.s.mu.Lock()
+	delete(r.s.rooms, r)
+	r.s.mu.Unlock()
+	return err
+}
+
+func (r *Room) remove(ctx context.Context) error {
+	if r.declared != nil {
+		return r.undeclare()
+	}
+	if b, ours := r.s.broker.(*Broker); ours && b.alive().child.gone() {
+		return nil // no node to ask, and the virtual host goes with the broker
+	}
+	if r.s.users == nil {
+		return nil
+	}
+	if err := r.s.broker.management().delete(ctx, "vhosts/"+segment(r.vhost)); err != nil && !isStatus(err, 404) {
+		return fmt.Errorf("delete virtual host %s: %w", r.vhost, err)
+	}
+	return nil
+}
+
+// undeclare takes back what openGiven declared.
+func (r *Room) undeclare() error {
+	conn, err := dial(r.AdminURL())
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	ch, err := conn.Channel()
+	if err != nil {
+		return err
+	}
+	const ifUnused, ifEmpty = true, true
+	var errs []error
+	for _, q := range r.declared.Queues {
+		_, err := ch.QueueDelete(q.Name, !ifUnused, !ifEmpty, !noWait)
+		errs = append(errs, err)
+	}
+	for _, e := range r.declared.Exchanges {
+		errs = append(errs, ch.ExchangeDelete(e.Name, !ifUnused, !noWait))
+	}
+	return errors.Join(errs...)
+}

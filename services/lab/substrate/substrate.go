@@ -1,0 +1,112 @@
+// Package substrate is what a scenario stands on: a broker and our services,
+// as processes of this machine or as pods. A scenario is written once against
+// these interfaces and runs on each.
+package substrate
+
+import (
+	"context"
+	"errors"
+
+	"warren.example/messaging/event"
+	"warren.example/messaging/topology"
+)
+
+// ErrUnsupported is returned by a substrate that cannot do what a scenario
+// asks; the scenario is then SKIPPED with the reason.
+var ErrUnsupported = errors.New("not possible on this substrate")
+
+// Substrate owns a broker. Close removes all that it made.
+type Substrate interface {
+	Name() string // "local" or "kubernetes"
+	Broker() Broker
+	// Open makes room for one scenario or control: a virtual host of its own with
+	// users, permissions and topology. Change, if not nil, alters the topology
+	// first, which is how a control takes a promise away. Lines receives every
+	// event line of every process started in the room, in the order read, and is
+	// called from one goroutine at a time.
+	Open(ctx context.Context, name string, change func(*topology.Topology), lines func(event.Line)) (Room, error)
+	Close(ctx context.Context) error
+}
+
+// Room is where one scenario happens.
+type Room interface {
+	// Start starts a service and returns once its process runs; readiness is
+	// awaited with Process.WaitReady.
+	Start(ctx context.Context, s Service) (Process, error)
+	// URL is the room's AMQP URL for a broker user (contract.UserClient, …).
+	URL(user string) string
+	// AdminURL is one with every right in the room's virtual host.
+	AdminURL() string
+	Queue(ctx context.Context, name string) (QueueState, error)
+	Close(ctx context.Context) error
+}
+
+// QueueState counts messages as the management API does. Samples there are
+// seconds old by default; a substrate sets its broker's statistics interval low.
+type QueueState struct {
+	Ready, Unacked, DeadLettering int // DeadLettering: messages_dlx, kept until the dead-letter queue confirms them
+	Consumers                     int
+}
+
+// Kind names one of the suite's services.
+type Kind string
+
+// The services.
+const (
+	CalculatorServer  Kind = "calculator-server"
+	Client            Kind = "client"
+	DeadLetterAuditor Kind = "dead-letter-auditor"
+)
+
+// Service says what to start.
+type Service struct {
+	Kind    Kind
+	Name    string            // instance name within the room, e.g. "server-0"
+	Args    []string          // of the command; nil starts the service itself
+	Env     map[string]string // settings without the prefix, e.g. "PREFETCH": "1"
+	Restart bool              // start it again, within a second, whenever it dies by itself or by Crash
+}
+
+// Process is one started service, across its restarts.
+type Process interface {
+	Name() string
+	WaitReady(ctx context.Context) error // /readyz
+	// Admin sends a request to the admin port: method, path, optional JSON body;
+	// it returns the body of a 2xx answer.
+	Admin(ctx context.Context, method, path string, body any) ([]byte, error)
+	// HTTP does the same on the service's own API (the auditor's).
+	HTTP(ctx context.Context, method, path string, body any) ([]byte, error)
+	Crash(ctx context.Context) error     // SIGKILL; returns when the process is gone
+	Terminate(ctx context.Context) error // SIGTERM and no restart; does not wait
+	Pause(ctx context.Context) error     // SIGSTOP
+	Resume(ctx context.Context) error    // SIGCONT
+	// Wait returns when the process has ended and will not be started again.
+	Wait(ctx context.Context) (Exit, error)
+	// Restarts counts how often it was started again; Crashes counts the lives
+	// that ended by SIGKILL.
+	Restarts() int
+	Crashes() int
+	// Tail is the last log lines, for a report of a failure.
+	Tail() []string
+}
+
+// Exit is how a process ended.
+type Exit struct {
+	Code   int    // -1 if killed by a signal
+	Killed bool   // by SIGKILL
+	Stdout []byte // non-event lines of standard output: what a one-shot command printed
+}
+
+// Broker is the RabbitMQ under a substrate.
+type Broker interface {
+	Version() topology.Version
+	Nodes() int
+	Crash(ctx context.Context, node int) error // SIGKILL of the Erlang VM; returns when it is gone
+	Start(ctx context.Context, node int) error // starts a crashed node and returns when it answers
+	Pause(ctx context.Context, node int) error
+	Resume(ctx context.Context, node int) error
+	// Node finds the node that leads a queue.
+	Leader(ctx context.Context, r Room, queue string) (int, error)
+	// Command runs rabbitmqctl on a node, for what has no other interface.
+	Command(ctx context.Context, node int, args ...string) ([]byte, error)
+}

@@ -1,0 +1,272 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"warren.example/lab/substrate"
+	"warren.example/lab/substrate/local"
+	"warren.example/messaging/contract"
+)
+
+func upCommand() *cobra.Command {
+	var detach bool
+	var servers int
+	cmd := &cobra.Command{
+		Use:   "up",
+		Short: "Start a broker, servers and an auditor to play with, until Ctrl-C",
+		Args:  cobra.NoArgs,
+	}
+	cmd.Flags().BoolVar(&detach, "detach", false, "go to the background when all is ready; lab down ends it")
+	cmd.Flags().IntVar(&servers, "servers", 2, "calculator servers")
+	options := localFlags(cmd)
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		if servers < 1 || servers > 20 {
+			return usageError("--servers %d: want 1 to 20", servers)
+		}
+		if detach {
+			return upDetached(cmd.Context(), cmd.OutOrStdout())
+		}
+		return up(cmd.Context(), cmd.OutOrStdout(), *options, servers)
+	}
+	return cmd
+}
+
+// up starts everything, says how to use it, and waits for the user to end it.
+func up(ctx context.Context, out io.Writer, o local.Options, servers int) (err error) {
+	o.Progress = func(step string) { fmt.Fprintf(out, "            %s\n", step) }
+	var s *local.Substrate
+	defer func() {
+		if s == nil {
+			return
+		}
+		fmt.Fprintln(out, "down        ending services and broker")
+		closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
+		defer cancel()
+		if why := s.Close(closing); why != nil {
+			err = setupError(errors.Join(err, why))
+		}
+	}()
+	var room substrate.Room
+	var auditor *local.Process
+	steps := []step{
+		{"broker", "the broker to answer", func() error {
+			s, err = local.New(ctx, o)
+			return err
+		}},
+		{"topology", "users, permissions and queues", func() error {
+			ledger, err := os.OpenFile(s.Folder()+"/ledger.jsonl", os.O_CREATE|os.O_WRONLY, 0o600)
+			if err != nil {
+				return err
+			}
+			room, err = s.Open(ctx, "up", nil, recordTo(ledger))
+			return err
+		}},
+		{"servers", fmt.Sprintf("%d calculator-server to consume", servers), func() error {
+			return startAll(ctx, room, servers)
+		}},
+		{"auditor", "dead-letter-auditor to consume", func() error {
+			p, err := startReady(ctx, room, substrate.Service{Kind: substrate.DeadLetterAuditor, Name: "auditor", Restart: true})
+			auditor, _ = p.(*local.Process)
+			return err
+		}},
+		{"call", "a first call, 0.1 + 0.2, to be answered", func() error { return firstCall(ctx, room) }},
+	}
+	for _, step := range steps {
+		if err := step.run(out); err != nil {
+			return setupError(err)
+		}
+	}
+	text, err := howTo(ctx, s, room, auditor)
+	if err != nil {
+		return setupError(err)
+	}
+	if err := s.Announce(text); err != nil {
+		return setupError(err)
+	}
+	fmt.Fprint(out, "\n", text, "\n")
+	<-ctx.Done()
+	return nil
+}
+
+// step is a part of up: what it is called and what it waits for.
+type step struct {
+	name, waits string
+	do          func() error
+}
+
+func (s step) run(out io.Writer) error {
+	began := time.Now()
+	fmt.Fprintf(out, "%-11s waits for %s\n", s.name, s.waits)
+	if err := s.do(); err != nil {
+		return fmt.Errorf("%s: %w", s.name, err)
+	}
+	fmt.Fprintf(out, "%-11s ready after %.1f s\n", s.name, time.Since(began).Seconds())
+	return nil
+}
+
+const readyTime = 30 * time.Second
+
+func startReady(ctx context.Context, r substrate.Room, svc substrate.Service) (substrate.Process, error) {
+	p, err := r.Start(ctx, svc)
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, readyTime)
+	defer cancel()
+	return p, p.WaitReady(ctx)
+}
+
+func startAll(ctx context.Context, r substrate.Room, servers int) error {
+	for i := range servers {
+		svc := substrate.Service{Kind: substrate.CalculatorServer, Name: fmt.Sprintf("server-%d", i), Restart: true}
+		if _, err := startReady(ctx, r, svc); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// firstCall shows that it works before saying so.
+func firstCall(ctx context.Context, r substrate.Room) error {
+	ctx, cancel := context.WithTimeout(ctx, readyTime)
+	defer cancel()
+	p, err := r.Start(ctx, substrate.Service{Kind: substrate.Client, Name: "first-call", Args: []string{"call", "add", "0.1", "0.2"}})
+	if err != nil {
+		return err
+	}
+	exit, err := p.Wait(ctx)
+	if err != nil {
+		return err
+	}
+	if got := strings.TrimSpace(string(exit.Stdout)); exit.Code != 0 || got != "0.3" {
+		return fmt.Errorf("client call add 0.1 0.2: printed %q, status %d, want 0.3; %s", got, exit.Code, strings.Join(p.Tail(), "; "))
+	}
+	return nil
+}
+
+// howTo says how to use what is up, in lines that can be pasted.
+func howTo(ctx context.Context, s *local.Substrate, r substrate.Room, auditor *local.Process) (string, error) {
+	client, err := s.Program(ctx, substrate.Client)
+	if err != nil {
+		return "", err
+	}
+	var b strings.Builder
+	fmt.Fprintf(&b, "Call it:\n\n  export WARREN_AMQP_URL='%s'\n  %s call add 0.1 0.2\n\n", r.URL(contract.UserClient), client)
+	fmt.Fprintf(&b, "Dead letters      http://%s\n", auditor.HTTPAddr())
+	if url := s.ManagementURL(); url != "" {
+		fmt.Fprintf(&b, "RabbitMQ          %s\n", url)
+	}
+	fmt.Fprintf(&b, "Logs and ledger   %s\n\nCtrl-C here, or lab down, ends it and leaves nothing behind.\n", s.Folder())
+	return b.String(), nil
+}
+
+// upDetached runs the same command without --detach in the background and
+// returns when it is ready.
+func upDetached(ctx context.Context, out io.Writer) error {
+	program, err := os.Executable()
+	if err != nil {
+		return setupError(err)
+	}
+	log, err := os.CreateTemp("", "lab-up-*.log")
+	if err != nil {
+		return setupError(err)
+	}
+	defer log.Close()
+	defer os.Remove(log.Name()) // the child writes on; nobody reads
+	var args []string
+	for _, a := range os.Args[1:] {
+		if a != "--detach" && a != "--detach=true" {
+			args = append(args, a)
+		}
+	}
+	child := exec.Command(program, args...)
+	child.Stdout, child.Stderr = log, log
+	child.SysProcAttr = &syscall.SysProcAttr{Setsid: true} // out of this terminal's reach
+	if err := child.Start(); err != nil {
+		return setupError(err)
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- child.Wait() }()
+	for {
+		text, err := announcement(child.Process.Pid)
+		if err != nil {
+			return setupError(err)
+		}
+		if text != "" {
+			fmt.Fprint(out, text)
+			return nil
+		}
+		select {
+		case <-ended:
+			said, _ := os.ReadFile(log.Name())
+			last := strings.TrimPrefix(lastLine(string(said)), "lab: ")
+			return setupError(errors.New(last))
+		case <-ctx.Done():
+			_ = child.Process.Signal(syscall.SIGTERM)
+			<-ended
+			return ctx.Err()
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
+}
+
+func announcement(pid int) (string, error) {
+	labs, err := local.Running()
+	if err != nil {
+		return "", err
+	}
+	for _, l := range labs {
+		if l.PID == pid {
+			return l.Text, nil
+		}
+	}
+	return "", nil
+}
+
+func lastLine(s string) string {
+	s = strings.TrimSpace(s)
+	return s[strings.LastIndexByte(s, '\n')+1:]
+}
+
+func downCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "down",
+		Short: "End what lab up started, and sweep up after labs that were killed",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			labs, err := local.Running()
+			if err != nil {
+				return setupError(err)
+			}
+			ctx, cancel := context.WithTimeout(cmd.Context(), 90*time.Second)
+			defer cancel()
+			for _, l := range labs {
+				if err := l.Stop(ctx); err != nil {
+					return setupError(err)
+				}
+				fmt.Fprintf(cmd.OutOrStdout(), "ended lab %d\n", l.PID)
+			}
+			swept, err := local.Sweep()
+			for _, folder := range swept {
+				fmt.Fprintf(cmd.OutOrStdout(), "removed %s, left by a lab that was killed\n", folder)
+			}
+			if err != nil {
+				return setupError(err)
+			}
+			if len(labs)+len(swept) == 0 {
+				fmt.Fprintln(cmd.OutOrStdout(), "nothing is up")
+			}
+			return nil
+		},
+	}
+}
