@@ -1,0 +1,109 @@
+# Shared by the scripts of this folder: `. "$(dirname "$0")/lib.sh"`. What is
+# missing is installed where we may, and otherwise named with the command that
+# mends it.
+# shellcheck shell=bash
+set -euo pipefail
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+readonly root
+export PATH="$PATH:/usr/sbin:/usr/local/go/bin" # where Debian puts rabbitmq-server, and Go's own installer puts go
+
+# Exit statuses, the lab's own.
+readonly exit_set_up=3 exit_usage=64
+
+say() { printf '▸ %s\n' "$*" >&2; }
+
+# die STATUS MESSAGE — one line, and out
+die() {
+  printf '%s: %s\n' "${0##*/}" "$2" >&2
+  exit "$1"
+}
+
+have() { command -v "$1" >/dev/null; }
+
+may_install() { [[ $EUID == 0 ]] && have apt-get; }
+
+# need COMMAND PACKAGE… — installs the packages where COMMAND is missing
+need() {
+  local command=$1
+  shift
+  have "$command" && return
+  may_install || die "$exit_set_up" "$command is missing: sudo apt-get install --no-install-recommends $*"
+  say "installing $*"
+  install_packages "$@"
+}
+
+# install_packages PACKAGE… — in a subshell, so that the trap is its own
+install_packages() (
+  # A freshly installed server must not start: it would take the ports of a
+  # broker that somebody else may want. Debian asks this file first.
+  local policy=/usr/sbin/policy-rc.d
+  if [[ ! -e $policy ]]; then
+    trap 'rm -f "$policy"' EXIT
+    printf '#!/bin/sh\nexit 101\n' >"$policy"
+    chmod 755 "$policy"
+  fi
+  log=$(mktemp)
+  export DEBIAN_FRONTEND=noninteractive
+  if ! { apt-get update -q && apt-get install -qy --no-install-recommends "$@"; } >"$log" 2>&1; then
+    tail -n 20 "$log" >&2
+    die "$exit_set_up" "apt-get install $*: failed, see above"
+  fi
+  rm -f "$log"
+)
+
+need_go() { have go || die "$exit_set_up" "go is missing: https://go.dev/doc/install, 1.21 or newer (it fetches the version that go.work asks for)"; }
+
+# tool NAME ARGUMENT… — one of the tools that tools/go.mod pins. It refuses a
+# workspace, and so do the checks that it runs: every module stands alone.
+tool() { GOWORK=off go tool -modfile="$root/scripts/tools/go.mod" "$@"; }
+
+# build_lab — builds the lab and sets $lab. `go run` would turn each of its
+# exit statuses into 1.
+build_lab() {
+  need_go
+  readonly lab=$root/.bin/lab
+  (cd "$root" && go build -o "$lab" ./services/lab) || die "$exit_set_up" "the lab does not build, see above"
+}
+
+# The lab's word for where a RabbitMQ of that version comes from.
+kind_of() {
+  case $1 in
+    3.10) echo process ;;
+    4.3) echo container ;;
+    *) die "$exit_usage" "--broker $1: want 3.10 or 4.3" ;;
+  esac
+}
+
+# need_broker 3.10|4.3 — makes sure that the lab can start that RabbitMQ. Says
+# why and returns 1 if there is no way to have a container.
+need_broker() {
+  case $(kind_of "$1") in
+    process) need rabbitmq-server rabbitmq-server ;;
+    container) need_container ;;
+  esac
+}
+
+engine_answers() { have docker && docker version >/dev/null 2>&1; }
+
+need_container() {
+  local image
+  if ! engine_answers; then
+    if ! may_install; then
+      say "no Docker engine answers; start one, or as root on Debian: scripts/airgap/docker-engine"
+      return 1
+    fi
+    "$root/scripts/airgap/docker-engine" >&2 || return 1
+  fi
+  # the lab takes whichever of the two is there
+  for image in rabbitmq:4-management-airgap rabbitmq:4-management; do
+    docker image inspect "$image" >/dev/null 2>&1 && return
+  done
+  say "pulling rabbitmq:4-management"
+  docker pull --quiet rabbitmq:4-management >/dev/null 2>&1 && return
+  if ! may_install; then
+    say "no registry answers; as root on Debian: scripts/airgap/rabbitmq-image"
+    return 1
+  fi
+  "$root/scripts/airgap/rabbitmq-image" >&2
+}
