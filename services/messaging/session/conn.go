@@ -1,6 +1,8 @@
 package session
 
 import (
+	"encoding/binary"
+	"errors"
 	"net"
 	"sync"
 	"time"
@@ -13,13 +15,54 @@ import (
 // its shutdown needs too, so a peer that stops reading would hang Publish,
 // Channel and Close for ever.
 type conn struct {
-	net.Conn
-	timeout time.Duration
+	net.Conn // socket, or TLS on it
+	socket   net.Conn
+	timeout  time.Duration
 
-	mu     sync.Mutex
-	corked bool
-	buf    []byte
-	err    error
+	last   sync.Once
+	ended  chan struct{} // closed at the first failed read
+	reason error         // of it
+
+	mu      sync.Mutex
+	corked  bool
+	buf     []byte
+	publish []byte // see substitute; nil: the library's own bytes
+	err     error
+}
+
+func newConn(socket net.Conn, timeout time.Duration) *conn {
+	return &conn{Conn: socket, socket: socket, timeout: timeout, ended: make(chan struct{})}
+}
+
+// Close closes the socket at once; TLS would first wait for room to say goodbye.
+func (c *conn) Close() error { return c.socket.Close() }
+
+func (c *conn) Read(p []byte) (int, error) {
+	n, err := c.Conn.Read(p)
+	if err != nil {
+		c.last.Do(func() { c.reason = err; close(c.ended) })
+	}
+	return n, err
+}
+
+// lastWords waits a moment for what the peer may have said before it hung up.
+func (c *conn) lastWords() error {
+	select {
+	case <-c.ended:
+		return c.reason
+	case <-time.After(100 * time.Millisecond):
+		return nil
+	}
+}
+
+// explain replaces err by the TLS alert behind it. A refused client certificate
+// shows only after our side of the handshake, as a connection that ends.
+func (c *conn) explain(err error) error {
+	var alert *net.OpError
+	if errors.As(c.lastWords(), &alert) && alert.Op == "remote error" {
+		return alert
+	}
+	return err
 }
 
 // gather is how many bytes a burst may hold back before they are written.
@@ -31,22 +74,68 @@ func (c *conn) Write(p []byte) (int, error) {
 	if c.err != nil {
 		return 0, c.err
 	}
-	if !c.corked {
+	direct := !c.corked && c.publish == nil
+	if direct {
 		return c.write(p)
 	}
-	c.buf = append(c.buf, p...)
-	if len(c.buf) < gather {
+	if c.publish == nil {
+		c.buf = append(c.buf, p...)
+	} else if err := c.substituted(p); err != nil {
+		c.err = err
+		return 0, err
+	}
+	if c.corked && len(c.buf) < gather {
 		return len(p), nil
 	}
 	return len(p), c.flush()
 }
+
+// substitute makes frames stand for the next basic.publish that the library
+// writes, whose own frames are dropped. The library keeps the count, the
+// confirms and the state of the channel; what it would spend on encoding is
+// half of all allocations of a call.
+func (c *conn) substitute(frames []byte) {
+	c.mu.Lock()
+	c.publish = frames
+	c.mu.Unlock()
+}
+
+// substituted appends p to what is to be written, frame by frame. A heartbeat
+// may stand anywhere between the frames of a publish.
+func (c *conn) substituted(p []byte) error { // with mu held
+	for len(p) > 0 {
+		if len(p) < frameOverhead {
+			return errTorn
+		}
+		size := frameOverhead + int(binary.BigEndian.Uint32(p[3:7]))
+		if len(p) < size {
+			return errTorn
+		}
+		switch frame := p[:size]; {
+		case frame[0] == frameMethod && binary.BigEndian.Uint32(frame[7:]) == basicPublish:
+			if binary.BigEndian.Uint16(frame[1:]) != publishChannel {
+				return errors.New("the client library published on another channel")
+			}
+			c.buf = append(c.buf, c.publish...)
+		case frame[0] == frameHeader || frame[0] == frameBody:
+		default:
+			c.buf = append(c.buf, frame...)
+		}
+		p = p[size:]
+	}
+	return nil
+}
+
+var errTorn = errors.New("the client library wrote part of a frame")
 
 func (c *conn) write(p []byte) (int, error) { // with mu held
 	if err := c.Conn.SetWriteDeadline(time.Now().Add(c.timeout)); err != nil {
 		return 0, err
 	}
 	n, err := c.Conn.Write(p)
-	c.err = err
+	if c.err = err; err != nil {
+		_ = c.lastWords() // whoever sees this error closes the socket
+	}
 	return n, err
 }
 

@@ -104,9 +104,6 @@ func (p *Publisher) Send(ctx context.Context, m Message, t Tracker) {
 	it := &item{Message: m, ctx: ctx, tracker: t}
 	err := p.Ready()
 	if err == nil {
-		err = checkLengths(&it.Message)
-	}
-	if err == nil {
 		select {
 		case p.items <- it:
 			return
@@ -117,18 +114,6 @@ func (p *Publisher) Send(ctx context.Context, m Message, t Tracker) {
 		}
 	}
 	p.settle(it, NotWritten, 0, err)
-}
-
-// checkLengths guards AMQP's short strings: the library would write a longer
-// one and the broker would close the whole connection for it.
-func checkLengths(m *Message) error {
-	for _, s := range [...]struct{ name, value string }{{"exchange", m.Exchange}, {"routing key", m.Key}, {"correlation-id", m.CorrelationId},
-		{"reply-to", m.ReplyTo}, {"message-id", m.MessageId}, {"type", m.Type}, {"expiration", m.Expiration}, {"app-id", m.AppId}} {
-		if len(s.value) > 255 {
-			return fmt.Errorf("%s: %d bytes, at most 255", s.name, len(s.value))
-		}
-	}
-	return nil
 }
 
 // Publish sends m and waits for the outcome. If ctx ends first the outcome is
@@ -267,6 +252,7 @@ type writer struct {
 	ch      *amqp.Channel
 	pending chan *item    // written, in order of their confirm numbers
 	idle    chan struct{} // signalled when pending was empty
+	frames  []byte        // of the message at hand
 	unread  int           // messages since the last wait for all confirms
 }
 
@@ -313,8 +299,16 @@ func (w *writer) publish(it *item) {
 		w.settle(it, NotWritten, w.e.id, err)
 		return
 	}
-	var err error
-	it.confirm, err = w.ch.PublishWithDeferredConfirm(it.Exchange, it.Key, it.Mandatory, false, it.Publishing)
+	frames, err := appendPublish(w.frames[:0], w.e.conn.Config.FrameSize, &it.Message)
+	if err != nil {
+		w.settle(it, NotWritten, w.e.id, err)
+		return
+	}
+	if cap(frames) <= gather { // a large message does not keep its memory
+		w.frames = frames
+	}
+	w.e.raw.substitute(frames)
+	it.confirm, err = w.ch.PublishWithDeferredConfirm("", "", false, false, amqp.Publishing{})
 	switch {
 	case errors.Is(err, amqp.ErrClosed): // checked before anything is written
 		w.settle(it, NotWritten, w.e.id, err)

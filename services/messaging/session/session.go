@@ -19,6 +19,7 @@ package session
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -104,14 +105,6 @@ func (c *Config) dial(ctx context.Context, rawURL, name string, id uint64) (*epo
 		Properties: amqp.NewConnectionProperties(),
 	}
 	cfg.Properties.SetClientConnectionName(name)
-	if uri.Scheme == "amqps" {
-		if cfg.TLSClientConfig, err = c.tls(); err != nil {
-			return nil, err
-		}
-		if cfg.TLSClientConfig.ServerName == "" {
-			cfg.TLSClientConfig.ServerName = uri.Host
-		}
-	}
 	var raw *conn
 	stop := func() bool { return true }
 	cfg.Dial = func(network, addr string) (net.Conn, error) {
@@ -121,16 +114,27 @@ func (c *Config) dial(ctx context.Context, rawURL, name string, id uint64) (*epo
 			return nil, err
 		}
 		stop = context.AfterFunc(ctx, func() { _ = tcp.Close() })
-		raw = &conn{Conn: tcp, timeout: c.WriteTimeout}
+		raw = newConn(tcp, c.WriteTimeout)
 		// A peer that accepts and says nothing (a stopped broker does that) must
 		// not hold the handshake; the library clears this once it is open.
-		return raw, tcp.SetDeadline(time.Now().Add(c.OpenTimeout))
+		if err := tcp.SetDeadline(time.Now().Add(c.OpenTimeout)); err != nil {
+			return nil, err
+		}
+		if uri.Scheme == "amqps" {
+			settings, err := c.tls(uri.Host)
+			if err != nil {
+				return nil, err
+			}
+			raw.Conn = tls.Client(tcp, settings)
+		}
+		return raw, nil
 	}
-	target := amqp.URI{Scheme: uri.Scheme, Host: uri.Host, Port: uri.Port, Vhost: uri.Vhost, Username: "-", Password: "-"}
+	target := amqp.URI{Scheme: "amqp", Host: uri.Host, Port: uri.Port, Vhost: uri.Vhost, Username: "-", Password: "-"}
 	connection, err := amqp.DialConfig(target.String(), cfg)
 	stop()
 	if err != nil {
 		if raw != nil {
+			err = raw.explain(err)
 			_ = raw.Close()
 		}
 		return nil, fmt.Errorf("connect to %s:%d as %s: %w", uri.Host, uri.Port, c.User(), err)

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -90,7 +91,7 @@ func TestBackoffGrowsWithJitterAndHasNoLastAttempt(t *testing.T) {
 
 func TestABurstIsOneWriteAndEveryWriteEnds(t *testing.T) {
 	ours, peer := net.Pipe()
-	c := &conn{Conn: ours, timeout: 50 * time.Millisecond}
+	c := newConn(ours, 50*time.Millisecond)
 	got := make(chan string, 1)
 	go func() {
 		b := make([]byte, 100)
@@ -116,9 +117,59 @@ func TestABurstIsOneWriteAndEveryWriteEnds(t *testing.T) {
 	}
 }
 
-func TestAMessageWithALongShortStringIsNotWritten(t *testing.T) {
-	m := Message{Publishing: amqp.Publishing{CorrelationId: strings.Repeat("x", 256)}}
-	if err := checkLengths(&m); err == nil || !strings.Contains(err.Error(), "correlation-id: 256 bytes") {
-		t.Errorf("got %v, want it to name the property and its length", err)
+func TestWhatCannotBeEncodedIsNamed(t *testing.T) {
+	long := strings.Repeat("x", 256)
+	for want, m := range map[string]Message{
+		"correlation-id: 256 bytes":  {Publishing: amqp.Publishing{CorrelationId: long}},
+		"routing key: 256 bytes":     {Key: long},
+		"name of 256 bytes":          {Publishing: amqp.Publishing{Headers: amqp.Table{long: "x"}}},
+		"header calc-x: a struct {}": {Publishing: amqp.Publishing{Headers: amqp.Table{"calc-x": struct{}{}}}},
+	} {
+		if _, err := appendPublish(nil, 4096, &m); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("got %v, want %q", err, want)
+		}
+	}
+}
+
+// The library's frames give way to ours, wherever a heartbeat falls, and
+// nothing else is touched.
+func TestOurFramesStandForTheLibrarys(t *testing.T) {
+	theirs, err := appendPublish(nil, 4096, &Message{Publishing: amqp.Publishing{Body: []byte("theirs")}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	method, rest := theirs[:frameOverhead+9], theirs[frameOverhead+9:]
+	heartbeat := []byte{8, 0, 0, 0, 0, 0, 0, frameEnd}
+	other := []byte{frameMethod, 0, 1, 0, 0, 0, 4, 0, 20, 0, 40, frameEnd}
+	for name, tc := range map[string]struct {
+		writes [][]byte
+		want   string
+	}{
+		"alone":              {[][]byte{theirs}, "ours"},
+		"a heartbeat within": {[][]byte{append(slices.Clone(method), heartbeat...), rest}, "ours" + string(heartbeat)},
+		"another method":     {[][]byte{other, theirs}, string(other) + "ours"},
+		"half a frame":       {[][]byte{theirs[:20]}, ""},
+		"on another channel": {[][]byte{append([]byte{frameMethod, 0, 2}, theirs[3:]...)}, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			ours, peer := net.Pipe()
+			c := newConn(ours, time.Second)
+			got := make(chan string, 1)
+			go func() {
+				b, _ := io.ReadAll(peer)
+				got <- string(b)
+			}()
+			c.substitute([]byte("ours"))
+			var err error
+			for _, w := range tc.writes {
+				if err == nil {
+					_, err = c.Write(w)
+				}
+			}
+			_ = c.Close()
+			if s := <-got; s != tc.want || (err != nil) != (tc.want == "") {
+				t.Errorf("got %q and error %v, want %q", s, err, tc.want)
+			}
+		})
 	}
 }
