@@ -93,10 +93,17 @@ func NewCaller(o CallerOptions) (*Caller, error) {
 	c.consumer = session.NewConsumer(o.Session, session.ConsumerOptions{
 		Open:    c.openReplyQueue,
 		AutoAck: true, // the queue dies with this process; an ack would save nothing
+		Awaited: c.inFlight,
 		Handle:  c.reply,
 		Ended:   c.epochEnded,
 	})
 	return c, nil
+}
+
+func (c *Caller) inFlight() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return len(c.calls)
 }
 
 // openReplyQueue declares the queue of this epoch. Its name is new each time,

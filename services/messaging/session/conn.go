@@ -1,15 +1,18 @@
 package session
 
 import (
+	"bufio"
 	"encoding/binary"
 	"errors"
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
-// A conn bounds every socket write in time, and lets the one goroutine that
-// publishes gather a burst of frames into a single write.
+// A conn bounds every socket write in time, lets the one goroutine that
+// publishes gather a burst of frames into a single write, and reads less often
+// while much is in flight.
 //
 // The bound matters more than it seems: the library writes under a lock that
 // its shutdown needs too, so a peer that stops reading would hang Publish,
@@ -18,6 +21,10 @@ type conn struct {
 	net.Conn // socket, or TLS on it
 	socket   net.Conn
 	timeout  time.Duration
+
+	reader   *bufio.Reader
+	full     bool                       // the last read filled its buffer
+	inFlight atomic.Pointer[func() int] // see moderate; nil: unknown
 
 	last   sync.Once
 	ended  chan struct{} // closed at the first failed read
@@ -31,14 +38,37 @@ type conn struct {
 }
 
 func newConn(socket net.Conn, timeout time.Duration) *conn {
-	return &conn{Conn: socket, socket: socket, timeout: timeout, ended: make(chan struct{})}
+	c := &conn{Conn: socket, socket: socket, timeout: timeout, ended: make(chan struct{})}
+	c.reader = bufio.NewReaderSize(source{c}, gather)
+	return c
 }
 
 // Close closes the socket at once; TLS would first wait for room to say goodbye.
 func (c *conn) Close() error { return c.socket.Close() }
 
-func (c *conn) Read(p []byte) (int, error) {
+func (c *conn) Read(p []byte) (int, error) { return c.reader.Read(p) }
+
+// A crowd is how many messages must be in flight for a pause before each read.
+// Whoever waits behind so many others does not feel it, and the pause gathers
+// what would have cost a wake-up and a system call each, on both sides: the
+// most effective of all measures with 1024 calls in flight, harmful with 8.
+const (
+	crowd = 16
+	pause = 2 * time.Millisecond
+)
+
+// moderate makes reads pause while inFlight says that a crowd is waiting.
+func (c *conn) moderate(inFlight func() int) { c.inFlight.Store(&inFlight) }
+
+// source is the socket, or TLS on it, as its buffer sees it.
+type source struct{ *conn }
+
+func (c source) Read(p []byte) (int, error) {
+	if inFlight := c.inFlight.Load(); inFlight != nil && !c.full && (*inFlight)() >= crowd {
+		time.Sleep(pause)
+	}
 	n, err := c.Conn.Read(p)
+	c.full = n == len(p)
 	if err != nil {
 		c.last.Do(func() { c.reason = err; close(c.ended) })
 	}
@@ -65,7 +95,8 @@ func (c *conn) explain(err error) error {
 	return err
 }
 
-// gather is how many bytes a burst may hold back before they are written.
+// gather is how many bytes a burst may hold back before they are written, and
+// how many one read may take.
 const gather = 64 << 10
 
 func (c *conn) Write(p []byte) (int, error) {

@@ -30,6 +30,9 @@ type ConsumerOptions struct {
 	AckDelay time.Duration
 	// AutoAck lets the broker forget a delivery as soon as it is sent.
 	AutoAck bool
+	// Awaited, if not nil, says how many deliveries somebody is waiting for; it
+	// is asked often. Nil means those in hand.
+	Awaited func() int
 	// Handle takes the deliveries in order, from one goroutine. It must not
 	// block: work belongs into goroutines of its own, which Prefetch bounds.
 	Handle func(*Delivery)
@@ -81,6 +84,11 @@ func (c *Consumer) serve(e *epoch) (err error) {
 		}
 	}
 	s := newSettler(ch, e, c.options.Prefetch, c.options.AckDelay)
+	if c.options.Awaited != nil {
+		e.raw.moderate(c.options.Awaited)
+	} else {
+		e.raw.moderate(func() int { return int(s.inHand.Load()) })
+	}
 	settled := make(chan struct{})
 	go func() {
 		defer close(settled)
@@ -172,6 +180,7 @@ func (c *Consumer) consume(e *epoch, ch *amqp.Channel, queue string, s *settler)
 			switch {
 			case ok:
 				d.Acknowledger = nil // settle through the Delivery only
+				s.inHand.Add(1)
 				c.options.Handle(&Delivery{Delivery: d, settler: s, auto: c.options.AutoAck})
 			case ours:
 				if c.closing.Err() != nil {

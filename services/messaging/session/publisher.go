@@ -196,6 +196,7 @@ func (p *Publisher) serve(e *epoch) error {
 		pending: make(chan *item, p.options.Window),
 		idle:    make(chan struct{}, 1),
 	}
+	e.raw.moderate(func() int { return len(w.pending) })
 	confirmed := make(chan struct{})
 	go func() {
 		defer close(confirmed)

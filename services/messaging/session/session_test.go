@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
@@ -172,4 +173,42 @@ func TestOurFramesStandForTheLibrarys(t *testing.T) {
 			}
 		})
 	}
+}
+
+// A crowd in flight makes reads pause, and so gather; nobody else waits.
+func TestReadsPauseOnlyForACrowd(t *testing.T) {
+	for name, tc := range map[string]struct {
+		inFlight int
+		full     bool
+		want     string
+	}{
+		"a few wait":                 {crowd - 1, false, "1"},
+		"a crowd waits":              {crowd, false, "12"},
+		"a crowd, and more is there": {crowd, true, "1"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				c := newConn(feed{later: time.Now().Add(pause / 2)}, time.Second)
+				c.full = tc.full
+				c.moderate(func() int { return tc.inFlight })
+				b := make([]byte, 10)
+				if n, err := c.Read(b); err != nil || string(b[:n]) != tc.want {
+					t.Errorf("got %q (%v), want %q", b[:n], err, tc.want)
+				}
+			})
+		})
+	}
+}
+
+// feed is a peer that has sent "1", and "2" from later on.
+type feed struct {
+	net.Conn
+	later time.Time
+}
+
+func (f feed) Read(p []byte) (int, error) {
+	if time.Now().Before(f.later) {
+		return copy(p, "1"), nil
+	}
+	return copy(p, "12"), nil
 }

@@ -52,6 +52,7 @@ func (d *Delivery) settle(m method, requeue bool) error {
 	if !d.settled.CompareAndSwap(false, true) {
 		return fmt.Errorf("%s %d: %w", m, d.DeliveryTag, ErrSettled)
 	}
+	d.settler.inHand.Add(-1)
 	if d.auto {
 		return nil
 	}
@@ -94,13 +95,14 @@ type settlement struct {
 
 // A settler is the one goroutine that settles on a channel.
 type settler struct {
-	e     *epoch
-	ch    amqp.Acknowledger // the epoch's channel
-	most  int               // acks that may wait for others
-	delay time.Duration     // how long
-	in    chan *settlement
-	todo  []*settlement
-	plan  plan
+	e      *epoch
+	inHand atomic.Int64      // delivered and not settled
+	ch     amqp.Acknowledger // the epoch's channel
+	most   int               // acks that may wait for others
+	delay  time.Duration     // how long
+	in     chan *settlement
+	todo   []*settlement
+	plan   plan
 }
 
 // newSettler: only a quarter of the prefetch may wait, because the broker sends
