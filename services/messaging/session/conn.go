@@ -23,7 +23,7 @@ type conn struct {
 	timeout  time.Duration
 
 	reader   *bufio.Reader
-	full     bool                       // the last read filled its buffer
+	plenty   bool                       // the last read was large: more is waiting
 	inFlight atomic.Pointer[func() int] // see moderate; nil: unknown
 
 	last   sync.Once
@@ -64,11 +64,11 @@ func (c *conn) moderate(inFlight func() int) { c.inFlight.Store(&inFlight) }
 type source struct{ *conn }
 
 func (c source) Read(p []byte) (int, error) {
-	if inFlight := c.inFlight.Load(); inFlight != nil && !c.full && (*inFlight)() >= crowd {
+	if inFlight := c.inFlight.Load(); inFlight != nil && !c.plenty && (*inFlight)() >= crowd {
 		time.Sleep(pause)
 	}
 	n, err := c.Conn.Read(p)
-	c.full = n == len(p)
+	c.plenty = n >= 16<<10 // the most that TLS gives at once
 	if err != nil {
 		c.last.Do(func() { c.reason = err; close(c.ended) })
 	}

@@ -179,7 +179,7 @@ func TestOurFramesStandForTheLibrarys(t *testing.T) {
 func TestReadsPauseOnlyForACrowd(t *testing.T) {
 	for name, tc := range map[string]struct {
 		inFlight int
-		full     bool
+		plenty   bool
 		want     string
 	}{
 		"a few wait":                 {crowd - 1, false, "1"},
@@ -189,7 +189,7 @@ func TestReadsPauseOnlyForACrowd(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				c := newConn(feed{later: time.Now().Add(pause / 2)}, time.Second)
-				c.full = tc.full
+				c.plenty = tc.plenty
 				c.moderate(func() int { return tc.inFlight })
 				b := make([]byte, 10)
 				if n, err := c.Read(b); err != nil || string(b[:n]) != tc.want {
