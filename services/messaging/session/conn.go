@@ -75,21 +75,17 @@ func (c source) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// lastWords waits a moment for what the peer may have said before it hung up.
-func (c *conn) lastWords() error {
+// explain replaces err by the TLS alert behind it, if one comes within a moment.
+// A refused client certificate shows only after our side of the handshake, as a
+// connection that ends.
+func (c *conn) explain(err error) error {
 	select {
 	case <-c.ended:
-		return c.reason
 	case <-time.After(100 * time.Millisecond):
-		return nil
+		return err
 	}
-}
-
-// explain replaces err by the TLS alert behind it. A refused client certificate
-// shows only after our side of the handshake, as a connection that ends.
-func (c *conn) explain(err error) error {
 	var alert *net.OpError
-	if errors.As(c.lastWords(), &alert) && alert.Op == "remote error" {
+	if errors.As(c.reason, &alert) && alert.Op == "remote error" {
 		return alert
 	}
 	return err
@@ -164,9 +160,7 @@ func (c *conn) write(p []byte) (int, error) { // with mu held
 		return 0, err
 	}
 	n, err := c.Conn.Write(p)
-	if c.err = err; err != nil {
-		_ = c.lastWords() // whoever sees this error closes the socket
-	}
+	c.err = err
 	return n, err
 }
 

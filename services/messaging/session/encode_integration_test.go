@@ -58,7 +58,7 @@ func TestWhatIsPublishedArrives(t *testing.T) {
 			Type:            short.Draw(t, "type"),
 			UserId:          rapid.SampledFrom([]string{"", user}).Draw(t, "user-id"),
 			AppId:           short.Draw(t, "app-id"),
-			Body:            bytes.Repeat([]byte{'b', frameEnd}, rapid.SampledFrom([]int{0, 1, 65532, 65533}).Draw(t, "length")),
+			Body:            bytes.Repeat([]byte{'b', frameEnd}, rapid.SampledFrom([]int{0, 1, 65532, 70_000}).Draw(t, "length")),
 		}
 		if s := rapid.Int64Range(0, 1<<40).Draw(t, "timestamp"); s > 0 {
 			m.Timestamp = time.Unix(s, 0)

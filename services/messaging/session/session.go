@@ -105,6 +105,12 @@ func (c *Config) dial(ctx context.Context, rawURL, name string, id uint64) (*epo
 		Properties: amqp.NewConnectionProperties(),
 	}
 	cfg.Properties.SetClientConnectionName(name)
+	var settings *tls.Config
+	if uri.Scheme == "amqps" {
+		if settings, err = c.tls(uri.Host); err != nil {
+			return nil, err
+		}
+	}
 	var raw *conn
 	stop := func() bool { return true }
 	cfg.Dial = func(network, addr string) (net.Conn, error) {
@@ -120,12 +126,12 @@ func (c *Config) dial(ctx context.Context, rawURL, name string, id uint64) (*epo
 		if err := tcp.SetDeadline(time.Now().Add(c.OpenTimeout)); err != nil {
 			return nil, err
 		}
-		if uri.Scheme == "amqps" {
-			settings, err := c.tls(uri.Host)
-			if err != nil {
+		if settings != nil {
+			client := tls.Client(tcp, settings)
+			raw.Conn = client
+			if err := client.HandshakeContext(ctx); err != nil {
 				return nil, err
 			}
-			raw.Conn = tls.Client(tcp, settings)
 		}
 		return raw, nil
 	}
