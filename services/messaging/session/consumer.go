@@ -84,11 +84,11 @@ func (c *Consumer) serve(e *epoch) (err error) {
 		}
 	}
 	s := newSettler(ch, e, c.options.Prefetch, c.options.AckDelay)
-	if c.options.Awaited != nil {
-		e.raw.moderate(c.options.Awaited)
-	} else {
-		e.raw.moderate(func() int { return int(s.inHand.Load()) })
+	awaited := c.options.Awaited
+	if awaited == nil {
+		awaited = func() int { return int(s.inHand.Load()) }
 	}
+	e.raw.moderate(awaited)
 	settled := make(chan struct{})
 	go func() {
 		defer close(settled)

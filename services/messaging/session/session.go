@@ -120,19 +120,18 @@ func (c *Config) dial(ctx context.Context, rawURL, name string, id uint64) (*epo
 			return nil, err
 		}
 		stop = context.AfterFunc(ctx, func() { _ = tcp.Close() })
-		raw = newConn(tcp, c.WriteTimeout)
 		// A peer that accepts and says nothing (a stopped broker does that) must
 		// not hold the handshake; the library clears this once it is open.
-		if err := tcp.SetDeadline(time.Now().Add(c.OpenTimeout)); err != nil {
+		transport, err := tcp, tcp.SetDeadline(time.Now().Add(c.OpenTimeout))
+		if settings != nil && err == nil {
+			client := tls.Client(tcp, settings)
+			transport, err = client, client.HandshakeContext(ctx)
+		}
+		if err != nil {
+			_ = tcp.Close()
 			return nil, err
 		}
-		if settings != nil {
-			client := tls.Client(tcp, settings)
-			raw.Conn = client
-			if err := client.HandshakeContext(ctx); err != nil {
-				return nil, err
-			}
-		}
+		raw = newConn(transport, tcp, c.WriteTimeout)
 		return raw, nil
 	}
 	target := amqp.URI{Scheme: "amqp", Host: uri.Host, Port: uri.Port, Vhost: uri.Vhost, Username: "-", Password: "-"}

@@ -92,7 +92,7 @@ func TestBackoffGrowsWithJitterAndHasNoLastAttempt(t *testing.T) {
 
 func TestABurstIsOneWriteAndEveryWriteEnds(t *testing.T) {
 	ours, peer := net.Pipe()
-	c := newConn(ours, 50*time.Millisecond)
+	c := newConn(ours, ours, 50*time.Millisecond)
 	got := make(chan string, 1)
 	go func() {
 		b := make([]byte, 100)
@@ -154,7 +154,7 @@ func TestOurFramesStandForTheLibrarys(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			ours, peer := net.Pipe()
-			c := newConn(ours, time.Second)
+			c := newConn(ours, ours, time.Second)
 			got := make(chan string, 1)
 			go func() {
 				b, _ := io.ReadAll(peer)
@@ -188,7 +188,8 @@ func TestReadsPauseOnlyForACrowd(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				c := newConn(feed{later: time.Now().Add(pause / 2)}, time.Second)
+				peer := feed{later: time.Now().Add(pause / 2)}
+				c := newConn(peer, peer, time.Second)
 				c.plenty = tc.plenty
 				c.moderate(func() int { return tc.inFlight })
 				b := make([]byte, 10)
