@@ -168,6 +168,23 @@ func TestEveryCallInFlightIsAnswered(t *testing.T) {
 	}
 }
 
+// A quorum queue keeps transient messages too, so that no crash would show a
+// request that is not persistent; whoever copies it to a classic queue would lose it.
+func TestARequestSurvivesWhereverItIsQueued(t *testing.T) {
+	var mode atomic.Uint32
+	serve(t, func(r *rpc.Responder, d *session.Delivery) {
+		mode.Store(uint32(d.DeliveryMode))
+		_, _ = r.Reply(t.Context(), d, contract.Reply{Result: "3"})
+		_ = d.Ack()
+	})
+	if _, err := call(t, caller(t, nil), 10*time.Second, rpc.Call{Request: add}); err != nil {
+		t.Fatal(err)
+	}
+	if got := mode.Load(); got != uint32(amqp.Persistent) {
+		t.Errorf("delivery mode %d, want %d, persistent", got, amqp.Persistent)
+	}
+}
+
 func TestAnIDMayHoldDots(t *testing.T) {
 	server(t, func(contract.Request) contract.Reply { return contract.Reply{Result: "3"} })
 	if _, err := call(t, caller(t, nil), 10*time.Second, rpc.Call{ID: "order.47.11", Request: add}); err != nil {
