@@ -28,6 +28,7 @@ type loadFlags struct {
 	inFlight   int
 	count      uint64
 	duration   time.Duration
+	endless    bool
 	confirm    string
 	batchSize  int
 	operations []string
@@ -77,6 +78,7 @@ Latency is of the calls that were answered or refused.
 	f.IntVar(&flags.inFlight, "in-flight", 8, "questions at a time, each after the answer to another (closed loop)")
 	f.Uint64Var(&flags.count, "count", 0, "stop after so many questions; this, --duration or both")
 	f.DurationVar(&flags.duration, "duration", 0, "stop asking after so long; this, --count or both")
+	f.BoolVar(&flags.endless, "endless", false, "ask until a signal, instead of --count or --duration: steady traffic")
 	f.StringVar(&flags.confirm, "confirm", "async", "when a publish waits for the broker's confirm: one (each before the next), batch (after every --batch-size), async (never; tracked)")
 	f.IntVar(&flags.batchSize, "batch-size", 100, "with --confirm batch: confirms to wait for at a time")
 	f.StringSliceVar(&flags.operations, "operations", []string{string(contract.Add)}, "operations to take turns with: "+operationNames())
@@ -92,7 +94,9 @@ func (f *loadFlags) problems(given func(string) bool) []error {
 			errs = append(errs, fmt.Errorf(format, args...))
 		}
 	}
-	bad(!given("count") && !given("duration"), "--count or --duration: one is required; a load has an end")
+	bounded := given("count") || given("duration")
+	bad(!bounded && !f.endless, "--count or --duration: one is required; a load has an end, unless it is --endless")
+	bad(bounded && f.endless, "--endless: not with --count or --duration")
 	bad(given("count") && f.count == 0, "--count 0: at least 1")
 	bad(given("duration") && f.duration <= 0, "--duration %s: more than 0", f.duration)
 	bad(given("rate") && given("in-flight"), "--rate and --in-flight: one or the other; an open loop does not wait for answers")

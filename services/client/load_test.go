@@ -47,6 +47,37 @@ func TestInterruptedBeforeTheFirstCall(t *testing.T) {
 	}
 }
 
+// An endless load asks until the signal, then waits for its calls.
+func TestEndlessLoadEndsWithTheSignal(t *testing.T) {
+	settings(t, nowhere)
+	t.Setenv("WARREN_LOG_LEVEL", "error")
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	asked := make(chan struct{})
+	var once sync.Once
+	var status int
+	var stdout output
+	var running sync.WaitGroup
+	running.Go(func() {
+		status = run(ctx, []string{"load", "--endless", "--rate", "100", "--timeout", "50ms"}, &stdout, writerFunc(func(p []byte) (int, error) {
+			if bytes.Contains(p, []byte("FAILED")) {
+				once.Do(func() { close(asked) })
+			}
+			return len(p), nil
+		}))
+	})
+	<-asked
+	cancel()
+	running.Wait()
+	if status != failed.Status || !strings.Contains(stdout.String(), "(interrupted)") {
+		t.Errorf("got status %d and %q, want status %d and an interrupted load", status, stdout.String(), failed.Status)
+	}
+}
+
+type writerFunc func([]byte) (int, error)
+
+func (f writerFunc) Write(p []byte) (int, error) { return f(p) }
+
 func TestEveryStopsAfterItsLastTick(t *testing.T) {
 	var mu sync.Mutex
 	var said bytes.Buffer

@@ -85,6 +85,7 @@ func TestBadInputIsRefusedByName(t *testing.T) {
 		"instance":                {map[string]string{"WARREN_INSTANCE": "A B"}, "load --count 1", "client load: WARREN_INSTANCE=A B: "},
 		"taken admin port":        {map[string]string{"WARREN_ADMIN_ADDR": "256.0.0.1:1"}, "load --count 1", "client load: WARREN_ADMIN_ADDR=256.0.0.1:1: listen on"},
 		"load without an end":     {nil, "load", "client load: --count or --duration: one is required; a load has an end"},
+		"both ends":               {nil, "load --endless --count 1", "client load: --endless: not with --count or --duration"},
 		"count 0":                 {nil, "load --count 0", "client load: --count 0: at least 1"},
 		"negative count":          {nil, "load --count -1", `client load: invalid argument "-1" for "--count"`},
 		"duration 0":              {nil, "load --duration 0s", "client load: --duration 0s: more than 0"},
