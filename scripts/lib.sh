@@ -21,6 +21,17 @@ die() {
 
 have() { command -v "$1" >/dev/null; }
 
+# quietly COMMAND… — its output only if it fails
+quietly() {
+  local log
+  log=$(mktemp)
+  "$@" >"$log" 2>&1 || {
+    tail -n 20 "$log" >&2
+    die "$exit_set_up" "$1: failed, see above"
+  }
+  rm -f "$log"
+}
+
 may_install() { [[ $EUID == 0 ]] && have apt-get; }
 
 # need COMMAND PACKAGE… — installs the packages where COMMAND is missing
@@ -58,6 +69,9 @@ need_go() { have go || die "$exit_set_up" "go is missing: https://go.dev/doc/ins
 # workspace, and so do the checks that it runs: every module stands alone.
 tool() { GOWORK=off go tool -modfile="$root/scripts/tools/go.mod" "$@"; }
 
+# kind ARGUMENT… — file arguments are absolute
+kind() { GOWORK=off go -C "$root/scripts/tools" tool kind "$@"; }
+
 # build_lab — builds the lab and sets $lab. `go run` would turn each of its
 # exit statuses into 1.
 build_lab() {
@@ -86,24 +100,59 @@ need_broker() {
 
 engine_answers() { have docker && docker version >/dev/null 2>&1; }
 
-need_container() {
-  local image
-  if ! engine_answers; then
-    if ! may_install; then
-      say "no Docker engine answers; start one, or as root on Debian: scripts/airgap/docker-engine"
-      return 1
-    fi
-    "$root/scripts/airgap/docker-engine" >&2 || return 1
-  fi
-  # the lab takes whichever of the two is there
-  for image in rabbitmq:4-management-airgap rabbitmq:4-management; do
-    docker image inspect "$image" >/dev/null 2>&1 && return
-  done
-  say "pulling rabbitmq:4-management"
-  docker pull --quiet rabbitmq:4-management >/dev/null 2>&1 && return
+have_image() { docker image inspect "$1" >/dev/null 2>&1; }
+
+# need_engine — makes sure that a Docker engine answers. Says why and returns 1
+# if there is no way to have one.
+need_engine() {
+  engine_answers && return
   if ! may_install; then
-    say "no registry answers; as root on Debian: scripts/airgap/rabbitmq-image"
+    say "no Docker engine answers; start one, or as root on Debian: scripts/airgap/docker-engine"
     return 1
   fi
-  "$root/scripts/airgap/rabbitmq-image" >&2
+  "$root/scripts/airgap/docker-engine" >&2
 }
+
+# need_image VARIABLE IMAGE AIRGAP RECIPE — exports in VARIABLE the name of an
+# image that is there: the one that VARIABLE names already, or AIRGAP, built
+# earlier, or IMAGE, pulled, or AIRGAP after all, built by scripts/airgap/RECIPE.
+need_image() {
+  local image
+  for image in ${!1:-"$3" "$2"}; do
+    have_image "$image" && export "$1=$image" && return
+  done
+  image=${!1:-$2}
+  say "pulling $image"
+  if docker pull --quiet "$image" >/dev/null 2>&1; then
+    export "$1=$image"
+  elif [[ -n ${!1-} ]]; then
+    say "$1=$image: not here, and no registry has it"
+    return 1
+  elif ! may_install; then
+    say "no registry answers; as root on Debian: scripts/airgap/$4"
+    return 1
+  else
+    "$root/scripts/airgap/$4" >&2 && export "$1=$3"
+  fi
+}
+
+readonly rabbitmq_image=(rabbitmq:4-management rabbitmq:4-management-airgap rabbitmq-image)
+
+# The lab takes whichever of the two names is there, and no other.
+need_container() { need_engine && RABBITMQ_IMAGE='' need_image RABBITMQ_IMAGE "${rabbitmq_image[@]}"; }
+
+# need_cluster_images — an engine, and in KIND_NODE_IMAGE, RABBITMQ_IMAGE and
+# POSTGRES_IMAGE what a kind cluster is made of. Says why and returns 1 if there
+# is no way to have them.
+need_cluster_images() {
+  need_go
+  need_engine &&
+    need_image KIND_NODE_IMAGE "$(default_node_image)" kindest/node:v1.34.2-airgap node-image &&
+    need_image RABBITMQ_IMAGE "${rabbitmq_image[@]}" &&
+    need_image POSTGRES_IMAGE postgres:17.6 postgres:15-airgap postgres-image
+}
+
+# kind_source — the folder of kind's module, as tools/go.mod pins it
+kind_source() { GOWORK=off go list -C "$root/scripts/tools" -f '{{.Dir}}' sigs.k8s.io/kind; }
+
+default_node_image() { sed -n 's/^const Image = "\(.*\)"/\1/p' "$(kind_source)/pkg/apis/config/defaults/image.go"; }

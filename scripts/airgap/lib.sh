@@ -4,15 +4,30 @@
 
 may_install || die "$exit_set_up" "needs root on Debian"
 
-have_image() { docker image inspect "$1" >/dev/null 2>&1; }
-
-# quietly COMMAND… — its output only if it fails
-quietly() {
-  local log
-  log=$(mktemp)
-  "$@" >"$log" 2>&1 || {
-    tail -n 20 "$log" >&2
-    die "$exit_set_up" "$1: failed, see above"
-  }
-  rm -f "$log"
+# begin — the engine, and $work, a folder that goes with the script
+begin() {
+  "$(dirname "$0")/docker-engine"
+  work=$(mktemp -d)
+  trap 'rm -rf "$work"' EXIT
 }
+
+# rootfs SUITE IMAGE PACKAGE… — a minimal Debian with these packages as an image
+rootfs() {
+  local mirror packages
+  have_image "$2" && return
+  need debootstrap debootstrap
+  say "Debian $1 with ${*:3}"
+  # shellcheck disable=SC2016 # apt's own variable
+  mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' | grep -v security | sed -n 1p)
+  packages=$(IFS=, && echo "${*:3}")
+  # New suites share sid's bootstrap script, which an older debootstrap does
+  # not know under their names.
+  quietly debootstrap --variant=minbase --include="$packages" "$1" "$work/root" "$mirror" /usr/share/debootstrap/scripts/sid
+  tar -C "$work/root" --exclude='./var/cache/apt/archives/*.deb' --exclude='./usr/share/doc/*' --exclude='./usr/share/man/*' \
+    --exclude='./usr/share/locale/*' --exclude='./proc/*' --exclude='./sys/*' --exclude='./dev/*' -c . |
+    docker import - "$2" >/dev/null
+  rm -rf "$work/root"
+}
+
+# build IMAGE FOLDER [OPTION…] — BuildKit is not in Debian's docker.io
+build() { DOCKER_BUILDKIT=0 quietly docker build --tag "$1" "${@:3}" "$2"; }

@@ -1,6 +1,7 @@
 package service
 
 import (
+	"cmp"
 	"crypto/rand"
 	"errors"
 	"fmt"
@@ -80,13 +81,17 @@ func Usage(cfg any) string {
 	return text.String()
 }
 
-// Version is what the build knows about itself: module version and commit.
+// version is set by the linker where images are built: a module that is not in
+// its repository's root gets none from Go.
+var version string
+
+// Version is what the build knows about itself: version and commit.
 func Version() string {
 	info, ok := debug.ReadBuildInfo()
 	if !ok {
 		return "unknown"
 	}
-	text := info.Main.Version
+	text := cmp.Or(version, info.Main.Version)
 	for _, s := range info.Settings {
 		switch {
 		case s.Key == "vcs.revision":
