@@ -49,6 +49,7 @@ type Consumer struct {
 	pauses int           // Pause minus Resume
 	turned chan struct{} // closed and replaced whenever pauses changes
 	rest   chan struct{} // closed while nothing is consumed
+	tags   int           // consumer tags used
 }
 
 // NewConsumer connects in the background. It does not fail when the broker or
@@ -152,7 +153,11 @@ func (c *Consumer) consume(e *epoch, ch *amqp.Channel, queue string, s *settler)
 		close(c.rest)
 		c.gate.Unlock()
 	}()
-	const tag = "warren"
+	// A tag of its own for each, because on 3.10.8 a quorum queue ends the
+	// channel of a consumer that comes back under its old tag with deliveries
+	// still in hand (rabbitmq-server issue 5927).
+	c.tags++
+	tag := fmt.Sprintf("warren-%d", c.tags)
 	deliveries, err := ch.Consume(queue, tag, c.options.AutoAck, !exclusive, false, !noWait, nil)
 	if err != nil {
 		return fmt.Errorf("consume %s: %w", queue, err)
