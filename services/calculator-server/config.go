@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"warren.example/messaging/contract"
+	"warren.example/messaging/database"
 	"warren.example/messaging/service"
 )
 
@@ -18,7 +19,9 @@ type Config struct {
 	Prefetch     int           `default:"100" desc:"most requests in hand, and so the most that a crash of this server makes the broker deliver again; 1 to 65535"`
 	Concurrency  int           `default:"32" desc:"most requests worked on at once; the others in hand wait; 1 to 65535"`
 	DrainTimeout time.Duration `split_words:"true" default:"20s" desc:"longest that requests in hand may take to finish after SIGTERM; 0s to 10m"`
-	Database     string        `desc:"SQLite file of the calculator's memory; empty: the memory's operations are UNIMPLEMENTED"`
+
+	Database             string `desc:"of the calculator's memory: SQLite file, or postgres://user@host:port/database?sslmode=… for servers on several machines; empty: the memory's operations are UNIMPLEMENTED"`
+	DatabasePasswordFile string `split_words:"true" desc:"file with the password of the memory's PostgreSQL, read at every connect"`
 
 	// The lessons. Each takes one promise away, to be watched failing.
 	AutoAck        bool          `split_words:"true" default:"false" desc:"lesson. true: the broker forgets a request when it is sent"`
@@ -45,6 +48,9 @@ func (c *Config) Validate() error {
 	errs := []error{c.Settings.Validate()}
 	wrong := func(name string, value any, format string, args ...any) {
 		errs = append(errs, fmt.Errorf("%s_%s=%v: %s", service.Prefix, name, value, fmt.Sprintf(format, args...)))
+	}
+	if err := database.Check(c.Database, c.DatabasePasswordFile); err != nil {
+		errs = append(errs, err)
 	}
 	if c.Faults && c.AdminAddr == "" {
 		wrong("FAULTS", c.Faults, "needs WARREN_ADMIN_ADDR")

@@ -31,7 +31,7 @@ import (
 	"warren.example/messaging/session"
 )
 
-// These tests run the server's binary against a real broker and look at what
+// These tests run the server as a process of its own, see TestMain, against a real broker and look at what
 // others see of it: replies, its events, its exit status, the broker's queues.
 
 func env(t *testing.T, name string) string {
@@ -41,24 +41,6 @@ func env(t *testing.T, name string) string {
 		t.Fatalf("%s is not set: run the tests with `go run ./services/lab broker -- go test …`", name)
 	}
 	return value
-}
-
-var binary string
-
-func TestMain(m *testing.M) {
-	dir, err := os.MkdirTemp("", "calculator-server")
-	if err != nil {
-		panic(err)
-	}
-	binary = filepath.Join(dir, "calculator-server")
-	build := exec.Command("go", "build", "-race", "-o", binary, ".")
-	build.Stderr = os.Stderr
-	if err := build.Run(); err != nil {
-		panic(err)
-	}
-	code := m.Run()
-	_ = os.RemoveAll(dir)
-	os.Exit(code)
 }
 
 // process is a running server.
@@ -80,9 +62,9 @@ func start(t *testing.T, settings ...string) *process {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := &process{Cmd: exec.Command(binary), t: t, admin: l.Addr().String(), exited: make(chan struct{})}
+	p := &process{Cmd: exec.Command(os.Args[0]), t: t, admin: l.Addr().String(), exited: make(chan struct{})}
 	_ = l.Close()
-	p.Env = append(os.Environ(), "WARREN_AMQP_URL="+env(t, "AMQP_URL_CALC_SERVER"), "WARREN_EVENTS=stdout", "WARREN_FAULTS=true",
+	p.Env = append(os.Environ(), "SERVER_TEST_RUN=1", "WARREN_AMQP_URL="+env(t, "AMQP_URL_CALC_SERVER"), "WARREN_EVENTS=stdout", "WARREN_FAULTS=true",
 		"WARREN_ADMIN_ADDR="+p.admin, "WARREN_INSTANCE=server-0", "WARREN_AMQP_MAX_BACKOFF=200ms")
 	for _, s := range settings {
 		p.Env = append(p.Env, "WARREN_"+s)
@@ -159,6 +141,16 @@ func (p *process) has(request string, k event.Kind) func() bool {
 
 func (p *process) ready() bool {
 	r, err := http.Get("http://" + p.admin + "/readyz")
+	if err != nil {
+		return false
+	}
+	defer r.Body.Close()
+	return r.StatusCode == http.StatusOK
+}
+
+// alive says whether the admin port answers yet.
+func (p *process) alive() bool {
+	r, err := http.Get("http://" + p.admin + "/livez")
 	if err != nil {
 		return false
 	}
@@ -290,9 +282,14 @@ func TestAnswersAndDrains(t *testing.T) {
 // Killed when the reply is confirmed and the request not yet acked: the next
 // server gets it again, and finds the key.
 func TestKilledBetweenReplyAndAck(t *testing.T) {
+	for engine, settings := range engines {
+		t.Run(engine, func(t *testing.T) { testKilledBetweenReplyAndAck(t, environment(settings(t))) })
+	}
+}
+
+func testKilledBetweenReplyAndAck(t *testing.T, db []string) {
 	broker(t)
-	db := "DATABASE=" + filepath.Join(t.TempDir(), "calculator.db")
-	first := start(t, db)
+	first := start(t, db...)
 	eventually(t, "ready", first.ready)
 	c := caller(t)
 	first.post("/faults", `{"point":"after-reply","action":"crash","n":1}`)
@@ -302,7 +299,7 @@ func TestKilledBetweenReplyAndAck(t *testing.T) {
 	if status := first.exit().Sys().(syscall.WaitStatus); status.Signal() != syscall.SIGKILL {
 		t.Errorf("ended with %v, want SIGKILL", status)
 	}
-	second := start(t, db)
+	second := start(t, db...)
 	eventually(t, "acked", second.has("once", event.Acked))
 	if got := fmt.Sprint(second.events("once")); got != "[delivered deduplicated replying reply-confirmed acked]" {
 		t.Errorf("second server: %v", got)
@@ -402,7 +399,7 @@ func TestHoldsWhileTheDatabaseIsLocked(t *testing.T) {
 	p := start(t, "DATABASE="+db)
 	eventually(t, "ready", p.ready)
 	c := caller(t)
-	unlock := lock(t, db)
+	unlock := lock(t, Config{Database: db})
 	var calls sync.WaitGroup
 	calls.Go(func() {
 		if got := call(t, c, "held", contract.MemoryAdd, "5"); got != "5" {
@@ -519,9 +516,10 @@ func TestBadSettingsEndTheProcess(t *testing.T) {
 		code int
 		says string
 	}{
-		"PREFETCH=0":               {exitUsage, "WARREN_PREFETCH=0: "},
-		"PREFECH=1":                {exitUsage, "WARREN_PREFECH: unknown setting"},
-		"DATABASE=/proc/none/x.db": {1, "WARREN_DATABASE=/proc/none/x.db: "},
+		"PREFETCH=0":                           {exitUsage, "WARREN_PREFETCH=0: "},
+		"PREFECH=1":                            {exitUsage, "WARREN_PREFECH: unknown setting"},
+		"DATABASE=/proc/none/x.db":             {1, "WARREN_DATABASE=/proc/none/x.db: "},
+		"DATABASE=postgres://warren@db/warren": {exitUsage, "WARREN_DATABASE: sslmode=: want "},
 	} {
 		t.Run(setting, func(t *testing.T) {
 			p := start(t, setting)

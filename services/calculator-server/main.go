@@ -46,8 +46,8 @@ func main() {
 
 // run is the life of the process. It returns nil after a clean drain.
 func run(ctx context.Context, args []string, stdout io.Writer) error {
-	// 1. Settings. Only wrong ones, a taken port and a database that cannot be
-	// opened end the process; a broker that is away is waited for.
+	// 1. Settings. Only wrong ones, a taken port and a database file that cannot be
+	// opened end the process; a broker or PostgreSQL that is away is waited for.
 	if len(args) > 0 {
 		return answerFlag(args, stdout)
 	}
@@ -73,7 +73,7 @@ func run(ctx context.Context, args []string, stdout io.Writer) error {
 	// 3. The calculator's memory.
 	var memory Memory
 	if cfg.Database != "" {
-		if memory, err = openSQLite(ctx, cfg.Database); err != nil {
+		if memory, err = openMemory(ctx, cfg); err != nil {
 			return fmt.Errorf("WARREN_DATABASE=%s: %w", cfg.Database, err)
 		}
 		defer memory.Close()
@@ -105,7 +105,7 @@ func run(ctx context.Context, args []string, stdout io.Writer) error {
 	defer func() { stopAdmin(); waitAdmin() }()
 
 	// 6. Requests, once they can be answered, until SIGTERM.
-	if publisher.WaitReady(ctx) == nil {
+	if publisher.WaitReady(ctx) == nil && server.openMemory(ctx) == nil {
 		flow.start(session.NewConsumer(options, session.ConsumerOptions{
 			Queue: contract.RequestQueue, Prefetch: cfg.Prefetch, AckDelay: time.Millisecond, AutoAck: cfg.AutoAck, Handle: server.Handle,
 		}))

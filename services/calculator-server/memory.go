@@ -4,29 +4,37 @@ import (
 	"context"
 	"crypto/sha256"
 	"database/sql"
+	"embed"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"net/url"
-	"path/filepath"
+	"io/fs"
 	"strings"
 	"time"
+	"unicode/utf8"
 
+	_ "github.com/jackc/pgx/v5/stdlib" // the driver "pgx"
+	"github.com/pressly/goose/v3"
 	_ "modernc.org/sqlite" // the driver "sqlite"
 
 	"warren.example/messaging/contract"
+	"warren.example/messaging/database"
 )
 
 // Memory is the calculator's memory, one number for each user. It is the one
 // thing here that is not idempotent: an addition that runs twice is wrong.
 type Memory interface {
+	// Migrate makes what the memory is kept in, or brings it up to date. Apply
+	// works after it.
+	Migrate(ctx context.Context) error
 	// Apply changes the user's number and returns the reply, once for each key. A
 	// second Apply under the same key changes nothing and returns the reply of
 	// the first, and true; with another body it is refused with ID_CONFLICT.
 	//
 	// What change refuses with a *contract.Error is a reply like any other, and
-	// kept. Every other error means that the database is away and nothing is
-	// known to have happened: try again with the same key.
+	// kept. Every other error means that the database is away, and comes within
+	// database.CallTimeout. Whether the change was made is not known: try again
+	// with the same key.
 	Apply(ctx context.Context, key Key, change func(value string) (string, error)) (reply contract.Reply, duplicate bool, err error)
 	Close() error
 }
@@ -38,83 +46,95 @@ type Key struct {
 	Body     [sha256.Size]byte
 }
 
+// id is the ID as any database takes it. The broker lets a client choose any
+// bytes, and PostgreSQL refuses some of them as text, for ever. What stands for
+// those is longer than any message-id, so it is nobody else's.
+func (k Key) id() string {
+	if utf8.ValidString(k.ID) && !strings.Contains(k.ID, "\x00") {
+		return k.ID
+	}
+	return fmt.Sprintf("sha256:%x", sha256.Sum256([]byte(k.ID)))
+}
+
 func isMemory(op contract.Operation) bool {
 	return op == contract.MemoryAdd || op == contract.MemoryRecall
 }
 
-// sqlite keeps the memory in one file. Several servers of one machine may share
-// it. Keys are never deleted, because a dead letter may be replayed at any time
-// until somebody discards it; a key takes about 200 bytes.
-type sqlite struct{ db *sql.DB }
+//go:embed migrations
+var migrations embed.FS
 
-const schema = `
-CREATE TABLE IF NOT EXISTS memory (
-	user  TEXT PRIMARY KEY,
-	value TEXT NOT NULL
-) STRICT;
-CREATE TABLE IF NOT EXISTS replies (
-	user    TEXT NOT NULL,
-	id      TEXT NOT NULL,             -- message-id
-	body    BLOB NOT NULL,             -- SHA-256 of the request's body
-	reply   TEXT NOT NULL DEFAULT '',
-	created TEXT NOT NULL,
-	PRIMARY KEY (user, id)
-) STRICT, WITHOUT ROWID;`
+// sqlMemory keeps the memory in a SQLite file, which several servers of one
+// machine may share, or in PostgreSQL, with the same queries. Keys are never
+// deleted, because a dead letter may be replayed at any time until somebody
+// discards it; a key takes about 200 bytes.
+type sqlMemory struct{ db *database.DB }
 
-// openSQLite opens or makes the database. A folder that does not exist or
-// cannot be written is an error here, at start; later trouble is Apply's.
-func openSQLite(ctx context.Context, path string) (Memory, error) {
-	path, err := filepath.Abs(path)
+// openMemory opens or makes a SQLite file; a folder that does not exist or
+// cannot be written is an error here, at start. To PostgreSQL it does not
+// connect yet: see Migrate.
+func openMemory(ctx context.Context, cfg Config) (Memory, error) {
+	db, err := database.Open(cfg.Database, cfg.DatabasePasswordFile)
 	if err != nil {
 		return nil, err
 	}
-	pragmas := url.Values{
-		"_pragma": {
-			"busy_timeout(1000)", // then the delivery is held and tried again
-			"journal_mode(WAL)",
-			"synchronous(FULL)", // a confirmed reply survives a power cut, not only a killed process
-		},
-		"_txlock": {"immediate"}, // a deferred transaction that reads first may be refused the write lock at once
+	m := &sqlMemory{db}
+	if !db.Postgres {
+		db.SetMaxOpenConns(1) // SQLite has one writer; others would only find it busy
+		if err := m.Migrate(ctx); err != nil {
+			return nil, errors.Join(err, db.Close())
+		}
 	}
-	db, err := sql.Open("sqlite", (&url.URL{Scheme: "file", Path: path, RawQuery: pragmas.Encode()}).String())
-	if err != nil {
-		return nil, err
-	}
-	db.SetMaxOpenConns(1) // SQLite has one writer; others would only find it busy
-	if _, err := db.ExecContext(ctx, schema); err != nil {
-		return nil, errors.Join(err, db.Close())
-	}
-	return &sqlite{db}, nil
+	return m, nil
 }
 
-func (m *sqlite) Close() error { return m.db.Close() }
+func (m *sqlMemory) Migrate(ctx context.Context) error {
+	return database.Migrate(ctx, m.db, migrations, func(dialect string, files fs.FS) (*goose.Provider, error) {
+		return goose.NewProvider(goose.Dialect(dialect), m.db.DB, files, goose.WithTableName("calculator_schema"))
+	})
+}
+
+func (m *sqlMemory) Close() error { return m.db.Close() }
 
 // Apply is one transaction: the key, the number and the reply come to be
 // together or not at all, so that no kill can part them.
-func (m *sqlite) Apply(ctx context.Context, key Key, change func(string) (string, error)) (reply contract.Reply, duplicate bool, err error) {
-	tx, err := m.db.BeginTx(ctx, nil)
+//
+// READ COMMITTED is enough, and nothing is ever undone because many add to one
+// number at once: whoever comes second under a key waits at the insert for the
+// first, and the number's row is locked before it is read.
+func (m *sqlMemory) Apply(ctx context.Context, key Key, change func(string) (string, error)) (reply contract.Reply, duplicate bool, err error) {
+	ctx, cancel := context.WithTimeout(ctx, database.CallTimeout)
+	defer cancel()
+	err = m.db.Tx(ctx, sql.LevelReadCommitted, func(tx *sql.Tx) (err error) {
+		reply, duplicate, err = apply(ctx, tx, key, change)
+		return err
+	})
 	if err != nil {
-		return contract.Reply{}, false, fmt.Errorf("begin: %w", err)
+		return contract.Reply{}, false, err
 	}
-	defer tx.Rollback() // after a commit it does nothing
+	return reply, duplicate, nil
+}
+
+func apply(ctx context.Context, tx *sql.Tx, key Key, change func(string) (string, error)) (reply contract.Reply, duplicate bool, err error) {
 	if key.ID != "" {
 		// The key goes in first. Whoever comes second finds it, whatever the database.
-		inserted, err := tx.ExecContext(ctx, `INSERT INTO replies (user, id, body, created) VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING`,
-			key.User, key.ID, key.Body[:], time.Now().UTC().Format(time.RFC3339Nano))
+		inserted, err := tx.ExecContext(ctx, `INSERT INTO replies ("user", id, body, created) VALUES ($1, $2, $3, $4) ON CONFLICT DO NOTHING`,
+			key.User, key.id(), key.Body[:], time.Now().UTC().Format(time.RFC3339Nano))
 		if err != nil {
-			return contract.Reply{}, false, fmt.Errorf("insert key: %w", err)
+			return reply, false, fmt.Errorf("insert key: %w", err)
 		}
-		if n, err := inserted.RowsAffected(); err != nil || n == 0 {
-			if err != nil {
-				return contract.Reply{}, false, fmt.Errorf("insert key: %w", err)
-			}
+		if n, err := inserted.RowsAffected(); err != nil {
+			return reply, false, fmt.Errorf("insert key: %w", err)
+		} else if n == 0 {
 			reply, err := stored(ctx, tx, key)
-			return reply, err == nil, err
+			return reply, true, err
 		}
 	}
-	value := "0"
-	if err := tx.QueryRowContext(ctx, `SELECT value FROM memory WHERE user = ?`, key.User).Scan(&value); err != nil && !errors.Is(err, sql.ErrNoRows) {
-		return contract.Reply{}, false, fmt.Errorf("read memory: %w", err)
+	// A write that changes nothing is how both databases lock a row, there or not,
+	// and then read what others have committed to it.
+	var value string
+	if err := tx.QueryRowContext(ctx, `INSERT INTO memory ("user", value) VALUES ($1, '0') ON CONFLICT ("user") DO UPDATE SET value = memory.value RETURNING value`,
+		key.User).Scan(&value); err != nil {
+		return reply, false, fmt.Errorf("read memory: %w", err)
 	}
 	next, err := change(value)
 	var refused *contract.Error
@@ -122,22 +142,19 @@ func (m *sqlite) Apply(ctx context.Context, key Key, change func(string) (string
 	case errors.As(err, &refused):
 		reply = contract.Reply{Error: refused}
 	case err != nil:
-		return contract.Reply{}, false, err
+		return reply, false, err
 	default:
 		reply = contract.Reply{Result: next}
 	}
 	if refused == nil && next != value {
-		if _, err := tx.ExecContext(ctx, `INSERT INTO memory (user, value) VALUES (?, ?) ON CONFLICT (user) DO UPDATE SET value = excluded.value`, key.User, next); err != nil {
-			return contract.Reply{}, false, fmt.Errorf("update memory: %w", err)
+		if _, err := tx.ExecContext(ctx, `UPDATE memory SET value = $1 WHERE "user" = $2`, next, key.User); err != nil {
+			return reply, false, fmt.Errorf("update memory: %w", err)
 		}
 	}
 	if key.ID != "" {
-		if _, err := tx.ExecContext(ctx, `UPDATE replies SET reply = ? WHERE user = ? AND id = ?`, string(contract.Encode(reply)), key.User, key.ID); err != nil {
-			return contract.Reply{}, false, fmt.Errorf("store reply: %w", err)
+		if _, err := tx.ExecContext(ctx, `UPDATE replies SET reply = $1 WHERE "user" = $2 AND id = $3`, string(contract.Encode(reply)), key.User, key.id()); err != nil {
+			return reply, false, fmt.Errorf("store reply: %w", err)
 		}
-	}
-	if err := tx.Commit(); err != nil {
-		return contract.Reply{}, false, fmt.Errorf("commit: %w", err)
 	}
 	return reply, false, nil
 }
@@ -146,7 +163,7 @@ func (m *sqlite) Apply(ctx context.Context, key Key, change func(string) (string
 func stored(ctx context.Context, tx *sql.Tx, key Key) (reply contract.Reply, err error) {
 	var body []byte
 	var text string
-	if err := tx.QueryRowContext(ctx, `SELECT body, reply FROM replies WHERE user = ? AND id = ?`, key.User, key.ID).Scan(&body, &text); err != nil {
+	if err := tx.QueryRowContext(ctx, `SELECT body, reply FROM replies WHERE "user" = $1 AND id = $2`, key.User, key.id()).Scan(&body, &text); err != nil {
 		return contract.Reply{}, fmt.Errorf("read reply: %w", err)
 	}
 	if string(body) != string(key.Body[:]) {

@@ -5,21 +5,65 @@ import (
 	"crypto/sha256"
 	"database/sql"
 	"errors"
+	"os"
 	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
 
 	"warren.example/messaging/contract"
+	"warren.example/messaging/database"
+	"warren.example/messaging/database/pgtest"
 )
 
-func open(t *testing.T, path string) Memory {
+// TestMain lets the test binary be the server: what the integration tests kill
+// is a process.
+func TestMain(m *testing.M) {
+	if os.Getenv("SERVER_TEST_RUN") != "" {
+		main()
+		return
+	}
+	os.Exit(pgtest.Main(m))
+}
+
+// engines make the settings of an empty database.
+var engines = map[string]func(*testing.T) Config{
+	"SQLite": func(t *testing.T) Config {
+		return Config{Database: filepath.Join(t.TempDir(), "calculator ?#%.db")}
+	},
+	"PostgreSQL": func(t *testing.T) Config {
+		db := pgtest.New(t)
+		return Config{Database: db.URL, DatabasePasswordFile: db.PasswordFile}
+	},
+}
+
+// TestMemory runs each test on each engine, on a database of its own.
+func TestMemory(t *testing.T) {
+	for engine, settings := range engines {
+		for what, test := range map[string]func(*testing.T, Config){
+			"apply":                      testApply,
+			"once under concurrency":     testApplyOnceUnderConcurrency,
+			"keeps nothing of a failure": testApplyKeepsNothingOfAFailure,
+			"fails while it is locked":   testApplyFailsWhileTheDatabaseIsLocked,
+			"takes any message-id":       testApplyTakesAnyMessageID,
+			"servers start at once":      testServersStartAtOnce,
+			"a newer schema is refused":  testANewerSchemaIsRefused,
+		} {
+			t.Run(engine+"/"+what, func(t *testing.T) { test(t, settings(t)) })
+		}
+	}
+}
+
+func open(t *testing.T, cfg Config) Memory {
 	t.Helper()
-	m, err := openSQLite(t.Context(), path)
+	m, err := openMemory(t.Context(), cfg)
+	if err == nil {
+		t.Cleanup(func() { _ = m.Close() })
+		err = m.Migrate(t.Context())
+	}
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = m.Close() })
 	return m
 }
 
@@ -34,8 +78,7 @@ func key(user, id, body string) Key {
 }
 
 // The rows run in order on one database, opened anew for each as after a kill.
-func TestApply(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "calculator ?#%.db")
+func testApply(t *testing.T, cfg Config) {
 	for _, tc := range []struct {
 		what          string
 		key           Key
@@ -57,7 +100,7 @@ func TestApply(t *testing.T) {
 		{"nothing else changed it", key("ann", "5", "recall"), recall, "7.5", false},
 	} {
 		t.Run(tc.what, func(t *testing.T) {
-			m := open(t, path)
+			m := open(t, cfg)
 			reply, duplicate, err := m.Apply(t.Context(), tc.key, tc.change)
 			if err != nil {
 				t.Fatal(err)
@@ -73,24 +116,18 @@ func TestApply(t *testing.T) {
 	}
 }
 
-// Two servers of one machine get the same requests at once, as after a
-// redelivery from a server that was only slow.
-func TestApplyOnceUnderConcurrency(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "calculator.db")
-	servers := []Memory{open(t, path), open(t, path)}
+// Two servers get the same requests at once, as after a redelivery from a
+// server that was only slow.
+func testApplyOnceUnderConcurrency(t *testing.T, cfg Config) {
+	servers := []Memory{open(t, cfg), open(t, cfg)}
 	const requests = 50
 	var wg sync.WaitGroup
 	for i := range requests {
 		for _, m := range servers {
 			wg.Go(func() {
 				k := key("ann", string(rune('A'+i)), "add 1")
-				for { // the database is locked: held and tried again
-					if _, _, err := m.Apply(t.Context(), k, adding("1")); err == nil {
-						return
-					} else if !strings.Contains(err.Error(), "locked") {
-						t.Error(err)
-						return
-					}
+				if _, _, err := m.Apply(t.Context(), k, adding("1")); err != nil {
+					t.Error(err)
 				}
 			})
 		}
@@ -103,8 +140,8 @@ func TestApplyOnceUnderConcurrency(t *testing.T) {
 }
 
 // A change that fails for our own reasons leaves no key behind.
-func TestApplyKeepsNothingOfAFailure(t *testing.T) {
-	m := open(t, filepath.Join(t.TempDir(), "calculator.db"))
+func testApplyKeepsNothingOfAFailure(t *testing.T, cfg Config) {
+	m := open(t, cfg)
 	away := errors.New("away")
 	if _, _, err := m.Apply(t.Context(), key("ann", "1", "b"), func(string) (string, error) { return "", away }); !errors.Is(err, away) {
 		t.Fatalf("got %v, want %v", err, away)
@@ -115,10 +152,9 @@ func TestApplyKeepsNothingOfAFailure(t *testing.T) {
 	}
 }
 
-func TestApplyFailsWhileTheDatabaseIsLocked(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "calculator.db")
-	m := open(t, path)
-	unlock := lock(t, path)
+func testApplyFailsWhileTheDatabaseIsLocked(t *testing.T, cfg Config) {
+	m := open(t, cfg)
+	unlock := lock(t, cfg)
 	if _, _, err := m.Apply(t.Context(), key("ann", "1", "b"), adding("1")); err == nil {
 		t.Error("applied to a locked database")
 	}
@@ -129,26 +165,93 @@ func TestApplyFailsWhileTheDatabaseIsLocked(t *testing.T) {
 }
 
 // lock takes the database away from everybody else.
-func lock(t *testing.T, path string) (unlock func()) {
+func lock(t *testing.T, cfg Config) (unlock func()) {
 	t.Helper()
-	db, err := sql.Open("sqlite", path)
+	db, err := database.Open(cfg.Database, cfg.DatabasePasswordFile)
 	if err != nil {
 		t.Fatal(err)
 	}
-	conn, err := db.Conn(context.WithoutCancel(t.Context()))
+	tx, err := db.BeginTx(context.WithoutCancel(t.Context()), nil)
+	if err == nil && db.Postgres {
+		_, err = tx.Exec(`SET LOCAL idle_in_transaction_session_timeout = 0; LOCK TABLE memory, replies`)
+	}
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := conn.ExecContext(t.Context(), "PRAGMA busy_timeout = 10000; BEGIN IMMEDIATE"); err != nil {
-		t.Fatal(err)
-	}
-	unlock = sync.OnceFunc(func() { _ = conn.Close(); _ = db.Close() })
+	unlock = sync.OnceFunc(func() { _, _ = tx.Rollback(), db.Close() })
 	t.Cleanup(unlock)
 	return unlock
 }
 
-func TestOpenSQLiteNamesAFolderThatIsMissing(t *testing.T) {
-	if _, err := openSQLite(t.Context(), filepath.Join(t.TempDir(), "missing", "calculator.db")); err == nil {
+// What PostgreSQL does not take as text is a key like any other: the delivery
+// would be held for ever.
+func testApplyTakesAnyMessageID(t *testing.T, cfg Config) {
+	m := open(t, cfg)
+	for _, id := range []string{"\xff", "\x00", "a\x00b", "'\"\\$1"} {
+		for _, again := range []bool{false, true} {
+			if _, duplicate, err := m.Apply(t.Context(), key("ann", id, "add 1"), adding("1")); err != nil || duplicate != again {
+				t.Errorf("%q: got duplicate %t, %v; want %t", id, duplicate, err, again)
+			}
+		}
+	}
+	if reply, _, err := m.Apply(t.Context(), key("ann", "sum", "recall"), recall); err != nil || reply.Result != "4" {
+		t.Errorf("memory is %q (%v), want 4", reply.Result, err)
+	}
+}
+
+func testServersStartAtOnce(t *testing.T, cfg Config) {
+	var wg sync.WaitGroup
+	for range 16 {
+		wg.Go(func() {
+			m, err := openMemory(t.Context(), cfg)
+			if err == nil {
+				err = errors.Join(m.Migrate(t.Context()), m.Close())
+			}
+			if err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+}
+
+func testANewerSchemaIsRefused(t *testing.T, cfg Config) {
+	m := open(t, cfg).(*sqlMemory)
+	if _, err := m.db.Exec(`INSERT INTO calculator_schema (version_id, is_applied) VALUES (9, $1)`, true); err != nil {
+		t.Fatal(err)
+	}
+	if err := m.Migrate(t.Context()); err == nil || !strings.Contains(err.Error(), "schema version 9, this program knows 1") {
+		t.Errorf("got %v, want the two versions", err)
+	}
+}
+
+// A file that was made before there were migrations.
+func TestAFileOfTheFirstSchema(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "calculator.db")
+	schema, err := os.ReadFile("testdata/schema-1.sql")
+	if err != nil {
+		t.Fatal(err)
+	}
+	db, err := sql.Open("sqlite", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	old := key("ann", "1", "add 5")
+	_, err = db.Exec(string(schema)+`INSERT INTO memory VALUES ('ann', '5'); INSERT INTO replies VALUES ('ann', '1', ?, '{"result":"5"}', '')`, old.Body[:])
+	if err := errors.Join(err, db.Close()); err != nil {
+		t.Fatal(err)
+	}
+	m := open(t, Config{Database: path})
+	if reply, duplicate, err := m.Apply(t.Context(), old, adding("5")); err != nil || !duplicate || reply.Result != "5" {
+		t.Errorf("the old key: got %v, duplicate %t, %v; want 5, true", reply, duplicate, err)
+	}
+	if reply, duplicate, err := m.Apply(t.Context(), key("ann", "2", "add 1"), adding("1")); err != nil || duplicate || reply.Result != "6" {
+		t.Errorf("a new key: got %v, duplicate %t, %v; want 6, false", reply, duplicate, err)
+	}
+}
+
+func TestOpenMemoryNamesAFolderThatIsMissing(t *testing.T) {
+	if _, err := openMemory(t.Context(), Config{Database: filepath.Join(t.TempDir(), "missing", "calculator.db")}); err == nil {
 		t.Error("opened a database in a folder that does not exist")
 	}
 }

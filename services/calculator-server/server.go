@@ -149,6 +149,30 @@ var (
 	errDraining = errors.New("draining")
 )
 
+// openMemory tries until the memory's database is there and has its schema, or
+// ctx ends. Requests that came before could only be held.
+func (s *server) openMemory(ctx context.Context) error {
+	if s.memory == nil {
+		return nil
+	}
+	for tries := 0; ; tries++ {
+		err := s.memory.Migrate(ctx)
+		if err == nil || ctx.Err() != nil {
+			return err
+		}
+		s.away.Store(&err)
+		if tries == 0 {
+			s.log.Warn("memory not opened", zap.Error(err))
+			s.held.Add(1) // unready, and it says why
+			defer s.held.Add(-1)
+		}
+		select {
+		case <-time.After(backoff(tries)):
+		case <-ctx.Done():
+		}
+	}
+}
+
 // attempt does the work of a readable request, or refuses it. An error means
 // that there is no reply: errEnded, errDraining, or the database is away.
 func (s *server) attempt(d *delivery) (*contract.Reply, error) {

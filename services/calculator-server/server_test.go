@@ -69,7 +69,7 @@ func newWorld(t *testing.T, change func(*Config)) *world {
 	}
 	var memory Memory
 	if cfg.Database != "" {
-		memory = open(t, cfg.Database)
+		memory = open(t, cfg)
 	}
 	w := &world{outcome: session.Confirmed}
 	core, logs := observer.New(zapcore.DebugLevel)
@@ -287,7 +287,7 @@ func TestLessonsThatTakeTheServerDown(t *testing.T) {
 func TestHoldWhileTheDatabaseIsAway(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "calculator.db")
 	w := newWorld(t, func(c *Config) { c.Database = path })
-	unlock := lock(t, path)
+	unlock := lock(t, Config{Database: path})
 	var done sync.WaitGroup
 	done.Go(func() { w.deliver(request(`{"operation":"memory-add","operands":["2"]}`, nil), nil) })
 	eventually(t, "held", func() bool { return w.held.Load() == 1 })
@@ -343,14 +343,14 @@ func TestBackoff(t *testing.T) {
 // eventually waits for a condition.
 func eventually(t *testing.T, what string, ok func() bool) {
 	t.Helper()
-	deadline := time.NewTimer(10 * time.Second)
+	deadline := time.NewTimer(20 * time.Second)
 	defer deadline.Stop()
 	tick := time.NewTicker(5 * time.Millisecond)
 	defer tick.Stop()
 	for !ok() {
 		select {
 		case <-deadline.C:
-			t.Fatalf("not within 10 seconds: %s", what)
+			t.Fatalf("not within 20 seconds: %s", what)
 		case <-tick.C:
 		}
 	}

@@ -18,7 +18,7 @@ import (
 const secret = token("0123456789abcdef")
 
 // newAPI is the API over a real database; what it publishes goes to w.
-func newAPI(t *testing.T, w *wire, secret token) (*sqlite, *httptest.Server) {
+func newAPI(t *testing.T, w *wire, secret token) (*sqlStore, *httptest.Server) {
 	t.Helper()
 	s := newStore(t)
 	r := newReplayer(s, w)

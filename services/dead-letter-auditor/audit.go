@@ -32,8 +32,11 @@ type auditor struct {
 }
 
 func newAuditor(store Store, points *fault.Points, events *event.Recorder, m *metrics, log *zap.Logger, prefetch int) *auditor {
-	return &auditor{store: store, points: points, events: events, metrics: m, log: log,
+	a := &auditor{store: store, points: points, events: events, metrics: m, log: log,
 		deliveries: make(chan *session.Delivery, 2*prefetch)}
+	closed := errors.New("database: not open yet")
+	a.trouble.Store(&closed)
+	return a
 }
 
 // take is the consumer's handler.
@@ -44,9 +47,15 @@ func (a *auditor) take(d *session.Delivery) {
 	}
 }
 
-// run audits until ctx ends. One at a time is enough: the database has one
-// writer, too.
+// run audits until ctx ends, from when the database has its schema. One at a
+// time is enough: SQLite has one writer, too, and with PostgreSQL there may be
+// more auditors.
 func (a *auditor) run(ctx context.Context) {
+	migrate := func() error { return a.store.Migrate(ctx) }
+	if err := migrate(); err != nil && a.hold(ctx, "", err, migrate) != nil {
+		return
+	}
+	a.trouble.Store(nil)
 	for {
 		select {
 		case d := <-a.deliveries:
@@ -67,7 +76,10 @@ func (a *auditor) audit(ctx context.Context, d *session.Delivery) {
 	letter := readLetter(&d.Delivery)
 	row, err := a.put(ctx, letter)
 	if err != nil {
-		if row, err = a.hold(ctx, letter, err); err != nil {
+		// Also after the delivery's epoch has ended: it is how we learn that the
+		// database is back, and the next delivery of it is a second sighting.
+		again := func() error { row, err = a.put(ctx, letter); return err }
+		if a.hold(ctx, letter.MessageID, err, again) != nil {
 			return // we are ending; nothing is settled, so nothing is lost
 		}
 	}
@@ -91,17 +103,15 @@ func (a *auditor) audit(ctx context.Context, d *session.Delivery) {
 // put writes to the database; a write that has begun is not cut short by the
 // end of the service.
 func (a *auditor) put(ctx context.Context, letter DeadLetter) (DeadLetter, error) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
-	defer cancel()
-	return a.store.Audit(ctx, letter)
+	return a.store.Audit(context.WithoutCancel(ctx), letter)
 }
 
 // hold is for a database in trouble: settle nothing, take no more, try again
 // until it works. A reject would bring the same dead letter back at once, in a
 // loop, and an ack would lose it. Meanwhile the broker keeps the rest.
-func (a *auditor) hold(ctx context.Context, letter DeadLetter, cause error) (row DeadLetter, err error) {
+func (a *auditor) hold(ctx context.Context, request string, cause error, again func() error) error {
 	a.trouble.Store(&cause)
-	a.log.Error("dead letters held", zap.String("request", letter.MessageID), zap.Error(cause))
+	a.log.Error("dead letters held", zap.String("request", request), zap.Error(cause))
 	// The pause begins at once; waiting for it only spares the log. It is not
 	// waited for long, because whoever fills our channel may be waiting for us.
 	soon, cancel := context.WithTimeout(ctx, time.Second)
@@ -111,15 +121,14 @@ func (a *auditor) hold(ctx context.Context, letter DeadLetter, cause error) (row
 	for backoff := 100 * time.Millisecond; ; backoff = min(2*backoff, 5*time.Second) {
 		select {
 		case <-ctx.Done():
-			return row, ctx.Err()
+			return ctx.Err()
 		case <-time.After(backoff/2 + rand.N(backoff/2)):
 		}
-		// Also after the delivery's epoch has ended: it is how we learn that the
-		// database is back, and the next delivery of it is a second sighting.
-		if row, err = a.put(ctx, letter); err == nil {
+		err := again()
+		if err == nil {
 			a.trouble.Store(nil)
-			a.log.Info("dead letters flow again", zap.String("request", letter.MessageID))
-			return row, nil
+			a.log.Info("dead letters flow again", zap.String("request", request))
+			return nil
 		}
 		a.trouble.Store(&err)
 	}

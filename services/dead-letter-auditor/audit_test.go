@@ -41,8 +41,9 @@ func TestHoldPausesUntilTheDatabaseIsBack(t *testing.T) {
 			t.Error("ready while the database is away")
 		}
 	}
-	row, err := a.hold(t.Context(), newLetter("m"), errors.New("disk full"))
-	if err != nil || row.Seen != 1 {
+	var row DeadLetter
+	again := func() (err error) { row, err = a.put(t.Context(), newLetter("m")); return err }
+	if err := a.hold(t.Context(), "m", errors.New("disk full"), again); err != nil || row.Seen != 1 {
 		t.Errorf("got seen %d, %v; want 1", row.Seen, err)
 	}
 	if len(flow.saw) != 2 || flow.saw[0] != "pause" || flow.saw[1] != "resume" {
@@ -59,7 +60,7 @@ func TestHoldEndsWithTheService(t *testing.T) {
 	a.flow = &valve{}
 	ctx, stop := context.WithCancel(t.Context())
 	stop()
-	if _, err := a.hold(ctx, newLetter("m"), errors.New("disk full")); !errors.Is(err, context.Canceled) {
+	if err := a.hold(ctx, "m", errors.New("disk full"), func() error { return errors.New("disk full") }); !errors.Is(err, context.Canceled) {
 		t.Errorf("got %v, want context canceled", err)
 	}
 }

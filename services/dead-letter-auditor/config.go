@@ -11,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	"warren.example/messaging/database"
 	"warren.example/messaging/service"
 )
 
@@ -18,9 +19,10 @@ import (
 type config struct {
 	service.Settings
 
-	Database  string `default:"dead-letters.db" desc:"SQLite file; made if there is none"`
-	UniqueKey bool   `split_words:"true" default:"true" desc:"false is a lesson: a death that is delivered twice makes two rows"`
-	Prefetch  int    `default:"32" desc:"most dead letters in hand, 1 to 2000"`
+	Database             string `default:"dead-letters.db" desc:"SQLite file, made if there is none; or postgres://user@host:port/database?sslmode=… for several auditors"`
+	DatabasePasswordFile string `split_words:"true" desc:"file with PostgreSQL's password, read at every connect"`
+	UniqueKey            bool   `split_words:"true" default:"true" desc:"false is a lesson: a death that is delivered twice makes two rows"`
+	Prefetch             int    `default:"32" desc:"most dead letters in hand, 1 to 2000"`
 
 	HTTPAddr      string        `split_words:"true" default:"127.0.0.1:8080" desc:"host:port of the HTTP API"`
 	HTTPTokenFile string        `split_words:"true" desc:"file with the bearer token of the HTTP API; required unless the address is loopback"`
@@ -36,6 +38,8 @@ func (c *config) Validate() error {
 	refuse := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
 	if c.Database == "" {
 		refuse("WARREN_DATABASE: empty")
+	} else if err := database.Check(c.Database, c.DatabasePasswordFile); err != nil {
+		errs = append(errs, err)
 	}
 	if c.Prefetch < 1 || c.Prefetch > 2000 {
 		refuse("WARREN_PREFETCH=%d: want 1 to 2000; 0 would mean unlimited to the broker", c.Prefetch)

@@ -30,15 +30,6 @@ import (
 	"warren.example/messaging/session"
 )
 
-// TestMain lets the test binary be the service: what is killed below is a
-// process, by SIGKILL.
-func TestMain(m *testing.M) {
-	if os.Getenv("AUDITOR_TEST_SERVE") != "" {
-		os.Exit(execute(context.Background(), []string{"serve"}, os.Stdout, os.Stderr))
-	}
-	os.Exit(m.Run())
-}
-
 // env is a URL that `lab broker` exports. Without a broker these tests fail.
 func env(t *testing.T, name string) string {
 	t.Helper()
@@ -78,6 +69,11 @@ func open(t *testing.T, url string) *amqp.Channel {
 // request publishes as the client does; change spoils it.
 func request(t *testing.T, id string, ttl time.Duration, change ...func(*amqp.Publishing)) {
 	t.Helper()
+	publish(t, open(t, "AMQP_URL_CALC_CLIENT"), id, ttl, change...)
+}
+
+func publish(t *testing.T, ch *amqp.Channel, id string, ttl time.Duration, change ...func(*amqp.Publishing)) {
+	t.Helper()
 	p := amqp.Publishing{MessageId: id, CorrelationId: id + ".1", ReplyTo: contract.ReplyKey(contract.UserClient, "test"), UserId: contract.UserClient,
 		Type: contract.RequestType, ContentType: contract.ContentType, DeliveryMode: amqp.Persistent,
 		Expiration: strconv.FormatInt(ttl.Milliseconds(), 10),
@@ -86,7 +82,7 @@ func request(t *testing.T, id string, ttl time.Duration, change ...func(*amqp.Pu
 	for _, c := range change {
 		c(&p)
 	}
-	if err := open(t, "AMQP_URL_CALC_CLIENT").Publish(contract.RequestExchange, contract.RequestKey, true, false, p); err != nil {
+	if err := ch.Publish(contract.RequestExchange, contract.RequestKey, true, false, p); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -151,6 +147,14 @@ type process struct {
 // start runs the service on the database db until the test ends.
 func start(t *testing.T, db string, settings ...string) *process {
 	t.Helper()
+	p := launch(t, db, settings...)
+	eventually(t, func() string { return p.notReady() })
+	return p
+}
+
+// launch does not wait until it is ready.
+func launch(t *testing.T, db string, settings ...string) *process {
+	t.Helper()
 	p := &process{t: t, cmd: exec.Command(os.Args[0]), url: "http://" + freeAddr(t), admin: "http://" + freeAddr(t), read: make(chan struct{})}
 	p.cmd.Env = append(os.Environ(), append([]string{"AUDITOR_TEST_SERVE=1",
 		"WARREN_AMQP_URL=" + env(t, "AMQP_URL_DLQ_AUDITOR"), "WARREN_DATABASE=" + db, "WARREN_EVENTS=stdout", "WARREN_FAULTS=true",
@@ -184,7 +188,6 @@ func start(t *testing.T, db string, settings ...string) *process {
 			t.Logf("auditor's log:\n%s", p.log.String())
 		}
 	})
-	eventually(t, func() string { return p.notReady() })
 	return p
 }
 
@@ -412,22 +415,25 @@ func TestReplayThatDiesAgain(t *testing.T) {
 // Control: without the unique key the same kill makes two rows.
 func TestKilledBetweenCommitAndAck(t *testing.T) {
 	for name, c := range map[string]struct {
+		engine     string
 		uniqueKey  string
 		rows, seen int
 	}{
-		"unique key":             {"true", 1, 2},
-		"control: no unique key": {"false", 2, 1},
+		"unique key":             {"SQLite", "true", 1, 2},
+		"PostgreSQL":             {"PostgreSQL", "true", 1, 2},
+		"control: no unique key": {"SQLite", "false", 2, 1},
 	} {
 		t.Run(name, func(t *testing.T) {
 			admin := freshQueues(t)
-			db, key := filepath.Join(t.TempDir(), "x.db"), "WARREN_UNIQUE_KEY="+c.uniqueKey
-			p := start(t, db, key)
+			cfg := engines[c.engine](t)
+			db, settings := cfg.Database, []string{"WARREN_UNIQUE_KEY=" + c.uniqueKey, "WARREN_DATABASE_PASSWORD_FILE=" + cfg.DatabasePasswordFile}
+			p := start(t, db, settings...)
 			p.armCrash()
 			request(t, "m", 100*time.Millisecond)
 			if status := p.wait(); status.Signal() != syscall.SIGKILL {
 				t.Fatalf("the auditor ended with %v, want killed", status)
 			}
-			p = start(t, db, key)
+			p = start(t, db, settings...)
 			var rows []DeadLetter
 			eventually(t, func() string {
 				rows = p.rows()

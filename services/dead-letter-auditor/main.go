@@ -73,7 +73,7 @@ func serve(ctx context.Context, cfg config, log *zap.Logger, events *event.Recor
 		}
 	}
 
-	store, err := openSQLite(ctx, cfg.Database, cfg.UniqueKey) // 1. the database, or no start
+	store, err := openStore(ctx, cfg) // 1. the database; a file, or no start
 	if err != nil {
 		return fmt.Errorf("WARREN_DATABASE: %w", err)
 	}
@@ -128,14 +128,14 @@ func serve(ctx context.Context, cfg config, log *zap.Logger, events *event.Recor
 	}
 	defer func() { stop(); waitAPI() }()
 
-	ready := func() error { return errors.Join(ctx.Err(), consumer.Ready(), a.Ready()) }
+	ready := func() error { return errors.Join(ctx.Err(), consumer.Ready(), a.Ready(), replays.Ready()) }
 	waitAdmin, err := service.Admin{Addr: cfg.AdminAddr, Ready: ready, Registry: registry, Routes: routes}.Serve(ctx, log) // 6. probes
 	if err != nil {
 		return fmt.Errorf("WARREN_ADMIN_ADDR: %w", err)
 	}
 	defer func() { stop(); waitAdmin() }()
 
-	log.Info("auditor started", zap.String("instance", cfg.Instance), zap.String("database", cfg.Database), zap.String("http", cfg.HTTPAddr), zap.String("admin", cfg.AdminAddr))
+	log.Info("auditor started", zap.String("instance", cfg.Instance), zap.Bool("postgres", store.db.Postgres), zap.String("http", cfg.HTTPAddr), zap.String("admin", cfg.AdminAddr))
 	<-ctx.Done()
 	log.Info("auditor draining")
 	return nil

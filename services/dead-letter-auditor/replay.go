@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"go.uber.org/zap"
@@ -33,6 +34,8 @@ type replayer struct {
 
 	calls sync.WaitGroup
 	slots chan struct{} // bounds the calls in flight
+
+	trouble atomic.Pointer[error] // of the last sweep with the store; nil: none
 }
 
 // caller is an *rpc.Caller.
@@ -95,14 +98,25 @@ func (r *replayer) reclaim(ctx context.Context) bool {
 	row, err := r.store.Reclaim(ctx, r.lease)
 	if err != nil {
 		<-r.slots
-		if !errors.Is(err, ErrNotFound) && ctx.Err() == nil {
+		if errors.Is(err, ErrNotFound) {
+			r.trouble.Store(nil)
+		} else if r.trouble.Swap(&err) == nil && ctx.Err() == nil {
 			r.log.Warn("replays not swept", zap.Error(err))
 		}
 		return false
 	}
+	r.trouble.Store(nil)
 	r.log.Warn("replay taken over", zap.String("request", row.MessageID), zap.Int64("row", row.ID), zap.Int("replay", row.Generation))
 	r.start(ctx, row, "again, its lease had ended", false)
 	return true
+}
+
+// Ready is nil while the sweeper, which asks every second, finds the database.
+func (r *replayer) Ready() error {
+	if err := r.trouble.Load(); err != nil {
+		return *err
+	}
+	return nil
 }
 
 // start publishes in the background; the caller has taken a slot.

@@ -9,7 +9,12 @@ import (
 
 // Store keeps dead letters and the trail of what people did with them. Each
 // method is one transaction: what it returns without an error survives a kill.
+// None takes longer than database.CallTimeout. After an error the outcome may be
+// unknown: the same call again finds what the first has done.
 type Store interface {
+	// Migrate makes the schema, or brings it up to date. The others work after it.
+	Migrate(ctx context.Context) error
+
 	// Audit puts a death on record, and closes the replay that died so. It
 	// returns the row; Seen is 1 the first time.
 	Audit(ctx context.Context, l DeadLetter) (DeadLetter, error)

@@ -4,80 +4,70 @@ import (
 	"context"
 	"crypto/rand"
 	"database/sql"
-	_ "embed"
+	"embed"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"net/url"
+	"io/fs"
 	"strconv"
 	"strings"
 	"time"
 
+	_ "github.com/jackc/pgx/v5/stdlib" // the driver "pgx"
+	"github.com/pressly/goose/v3"
 	_ "modernc.org/sqlite" // the driver "sqlite"
+
+	"warren.example/messaging/database"
 )
 
-//go:embed schema.sql
-var schema string
+//go:embed migrations
+var migrations embed.FS
 
-// schemaVersion is kept in the file's user_version.
-const schemaVersion = 1
-
-// sqlite is a Store in one file.
-type sqlite struct {
-	db *sql.DB
+// sqlStore is a Store in SQLite or PostgreSQL, with the same queries.
+//
+// Its transactions are SERIALIZABLE. That is what SQLite's one writer gives,
+// and what Claim needs where several auditors share a database: the highest
+// generation and "no other death of this message is being replayed" are read
+// in rows other than the one that is written. Under READ COMMITTED one claim
+// may read, another be made and closed, and the first then spend the same
+// generation; no row lock and no unique index would notice. Collisions are rare
+// here, a few people and one sweep a second, so trying again costs nothing.
+type sqlStore struct {
+	db *database.DB
 	// uniqueKey false is the lesson: every delivery makes a row, so a kill
 	// between commit and ack makes two.
 	uniqueKey bool
 	now       func() time.Time // replaced by tests
 }
 
-// openSQLite opens the file, and makes it if there is none.
-func openSQLite(ctx context.Context, path string, uniqueKey bool) (*sqlite, error) {
-	options := url.Values{
-		"_txlock": {"immediate"}, // a transaction that reads first and writes later would fail when another has written
-		"_pragma": {
-			"busy_timeout(5000)",
-			"journal_mode(WAL)",
-			// FULL syncs each commit to disk. The default of many WAL set-ups, NORMAL,
-			// loses the last commits with the power, and we have acked by then.
-			"synchronous(FULL)",
-			"foreign_keys(1)",
-		},
-	}
-	file := url.URL{Scheme: "file", Opaque: (&url.URL{Path: path}).EscapedPath(), RawQuery: options.Encode()}
-	db, err := sql.Open("sqlite", file.String())
+// openStore opens a SQLite file, and makes it if there is none, or fails. To
+// PostgreSQL it does not connect yet: see Migrate.
+func openStore(ctx context.Context, cfg config) (*sqlStore, error) {
+	db, err := database.Open(cfg.Database, cfg.DatabasePasswordFile)
 	if err != nil {
-		return nil, fmt.Errorf("open %s: %w", path, err)
+		return nil, err
 	}
-	s := &sqlite{db: db, uniqueKey: uniqueKey, now: time.Now}
-	if err := s.migrate(ctx); err != nil {
-		return nil, errors.Join(fmt.Errorf("open %s: %w", path, err), db.Close())
+	s := &sqlStore{db: db, uniqueKey: cfg.UniqueKey, now: time.Now}
+	if !db.Postgres {
+		if err := s.Migrate(ctx); err != nil {
+			return nil, errors.Join(fmt.Errorf("open %s: %w", cfg.Database, err), db.Close())
+		}
 	}
 	return s, nil
 }
 
-func (s *sqlite) migrate(ctx context.Context) error {
-	return s.tx(ctx, func(tx *sql.Tx) error {
-		var version int
-		if err := tx.QueryRowContext(ctx, `PRAGMA user_version`).Scan(&version); err != nil {
-			return err
+func (s *sqlStore) Migrate(ctx context.Context) error {
+	err := database.Migrate(ctx, s.db, migrations, func(dialect string, files fs.FS) (*goose.Provider, error) {
+		options := []goose.ProviderOption{goose.WithTableName("auditor_schema")}
+		if !s.db.Postgres {
+			options = append(options, goose.WithExcludeNames([]string{"00002_postgres_id.sql"}))
 		}
-		switch version {
-		case schemaVersion:
-			return nil
-		case 0:
-			if _, err := tx.ExecContext(ctx, schema); err != nil {
-				return err
-			}
-			_, err := tx.ExecContext(ctx, fmt.Sprintf(`PRAGMA user_version = %d`, schemaVersion))
-			return err
-		default:
-			return fmt.Errorf("schema version %d, this program knows %d", version, schemaVersion)
-		}
+		return goose.NewProvider(goose.Dialect(dialect), s.db.DB, files, options...)
 	})
+	return wrap("migrate", err)
 }
 
-func (s *sqlite) Shutdown() error { return s.db.Close() }
+func (s *sqlStore) Shutdown() error { return s.db.Close() }
 
 // columns in the order of scan.
 const columns = `id, message_id, replay, attempt, queue, reason, count, why, code, suspicious, user_id, original_user,
@@ -99,7 +89,7 @@ func scan(row interface{ Scan(...any) error }) (DeadLetter, error) {
 	return l, json.Unmarshal([]byte(deaths), &l.Deaths)
 }
 
-func (s *sqlite) Audit(ctx context.Context, l DeadLetter) (out DeadLetter, err error) {
+func (s *sqlStore) Audit(ctx context.Context, l DeadLetter) (out DeadLetter, err error) {
 	salt := ""
 	if !s.uniqueKey {
 		salt = rand.Text()
@@ -141,7 +131,7 @@ func (s *sqlite) Audit(ctx context.Context, l DeadLetter) (out DeadLetter, err e
 	return out, wrap("audit", err)
 }
 
-func (s *sqlite) List(ctx context.Context, f Filter) ([]DeadLetter, error) {
+func (s *sqlStore) List(ctx context.Context, f Filter) ([]DeadLetter, error) {
 	var where clauses
 	where.add(f.Status != "", "status = ", f.Status)
 	where.add(f.Reason != "", "reason = ", f.Reason)
@@ -150,11 +140,14 @@ func (s *sqlite) List(ctx context.Context, f Filter) ([]DeadLetter, error) {
 	return s.letters(ctx, query, where.args...)
 }
 
-func (s *sqlite) Find(ctx context.Context, id string) ([]DeadLetter, error) {
+func (s *sqlStore) Find(ctx context.Context, id string) ([]DeadLetter, error) {
 	if n, err := strconv.ParseInt(id, 10, 64); err == nil {
 		if found, err := s.letters(ctx, `SELECT `+columns+` FROM dead_letters WHERE id = $1`, n); len(found) > 0 || err != nil {
 			return found, err
 		}
+	}
+	if clean(id, len(id)) != id {
+		return nil, ErrNotFound // no row has such an id, and PostgreSQL would refuse the text
 	}
 	found, err := s.letters(ctx, `SELECT `+columns+` FROM dead_letters WHERE message_id = $1 ORDER BY id DESC`, id)
 	if err == nil && len(found) == 0 {
@@ -163,7 +156,9 @@ func (s *sqlite) Find(ctx context.Context, id string) ([]DeadLetter, error) {
 	return found, err
 }
 
-func (s *sqlite) letters(ctx context.Context, query string, args ...any) (all []DeadLetter, err error) {
+func (s *sqlStore) letters(ctx context.Context, query string, args ...any) (all []DeadLetter, err error) {
+	ctx, cancel := context.WithTimeout(ctx, database.CallTimeout)
+	defer cancel()
 	rows, err := s.db.QueryContext(ctx, query, args...)
 	if err != nil {
 		return nil, wrap("read", err)
@@ -179,12 +174,14 @@ func (s *sqlite) letters(ctx context.Context, query string, args ...any) (all []
 	return all, wrap("read", rows.Err())
 }
 
-func (s *sqlite) Count(ctx context.Context, status Status) (n int, err error) {
+func (s *sqlStore) Count(ctx context.Context, status Status) (n int, err error) {
+	ctx, cancel := context.WithTimeout(ctx, database.CallTimeout)
+	defer cancel()
 	err = s.db.QueryRowContext(ctx, `SELECT count(*) FROM dead_letters WHERE status = $1`, status).Scan(&n)
 	return n, wrap("count", err)
 }
 
-func (s *sqlite) Claim(ctx context.Context, id int64, actor string, lease time.Duration) (out DeadLetter, err error) {
+func (s *sqlStore) Claim(ctx context.Context, id int64, actor string, lease time.Duration) (out DeadLetter, err error) {
 	err = s.tx(ctx, func(tx *sql.Tx) error {
 		before, err := get(ctx, tx, id)
 		if err != nil {
@@ -220,7 +217,7 @@ func (s *sqlite) Claim(ctx context.Context, id int64, actor string, lease time.D
 	return out, wrap("replay", err)
 }
 
-func (s *sqlite) Reclaim(ctx context.Context, lease time.Duration) (out DeadLetter, err error) {
+func (s *sqlStore) Reclaim(ctx context.Context, lease time.Duration) (out DeadLetter, err error) {
 	err = s.tx(ctx, func(tx *sql.Tx) error {
 		now := s.now()
 		out, err = scan(tx.QueryRowContext(ctx, `
@@ -237,8 +234,9 @@ func (s *sqlite) Reclaim(ctx context.Context, lease time.Duration) (out DeadLett
 	return out, wrap("replay again", err)
 }
 
-func (s *sqlite) Close(ctx context.Context, token string, to Status, outcome string) (closed bool, err error) {
+func (s *sqlStore) Close(ctx context.Context, token string, to Status, outcome string) (closed bool, err error) {
 	err = s.tx(ctx, func(tx *sql.Tx) error {
+		closed = false
 		row, err := scan(tx.QueryRowContext(ctx, `
 			UPDATE dead_letters SET status = $1, outcome = $2, token = '', lease = 0
 			WHERE token = $3 AND status = $4 RETURNING `+columns, to, outcome, token, Replaying))
@@ -253,7 +251,7 @@ func (s *sqlite) Close(ctx context.Context, token string, to Status, outcome str
 	return closed, wrap("close the replay", err)
 }
 
-func (s *sqlite) Discard(ctx context.Context, id int64, actor, reason string) (out DeadLetter, err error) {
+func (s *sqlStore) Discard(ctx context.Context, id int64, actor, reason string) (out DeadLetter, err error) {
 	err = s.tx(ctx, func(tx *sql.Tx) error {
 		before, err := get(ctx, tx, id)
 		if err != nil {
@@ -272,7 +270,9 @@ func (s *sqlite) Discard(ctx context.Context, id int64, actor, reason string) (o
 	return out, wrap("discard", err)
 }
 
-func (s *sqlite) Trail(ctx context.Context, f TrailFilter) (all []Entry, err error) {
+func (s *sqlStore) Trail(ctx context.Context, f TrailFilter) (all []Entry, err error) {
+	ctx, cancel := context.WithTimeout(ctx, database.CallTimeout)
+	defer cancel()
 	var where clauses
 	where.add(f.Row > 0, "dead_letter = ", f.Row)
 	where.add(f.After > 0, "id < ", f.After)
@@ -295,7 +295,7 @@ func (s *sqlite) Trail(ctx context.Context, f TrailFilter) (all []Entry, err err
 }
 
 // record writes to the trail, in the transaction of what it tells.
-func (s *sqlite) record(ctx context.Context, tx *sql.Tx, e Entry, row DeadLetter) error {
+func (s *sqlStore) record(ctx context.Context, tx *sql.Tx, e Entry, row DeadLetter) error {
 	_, err := tx.ExecContext(ctx, `
 		INSERT INTO trail (at, actor, action, dead_letter, message_id, before, after, detail) VALUES ($1, $2, $3, $4, $5, $6, $7, $8)`,
 		millis(s.now()), e.Actor, e.Action, row.ID, row.MessageID, e.Before, e.After, e.Detail)
@@ -306,23 +306,10 @@ func get(ctx context.Context, tx *sql.Tx, id int64) (DeadLetter, error) {
 	return scan(tx.QueryRowContext(ctx, `SELECT `+columns+` FROM dead_letters WHERE id = $1`, id))
 }
 
-func (s *sqlite) tx(ctx context.Context, do func(*sql.Tx) error) error {
-	tx, err := s.db.BeginTx(ctx, nil)
-	if err != nil {
-		return err
-	}
-	if err := do(tx); err != nil {
-		return errors.Join(err, ignoreDone(tx.Rollback()))
-	}
-	return tx.Commit()
-}
-
-// ignoreDone: the context's end has rolled the transaction back already.
-func ignoreDone(err error) error {
-	if errors.Is(err, sql.ErrTxDone) {
-		return nil
-	}
-	return err
+func (s *sqlStore) tx(ctx context.Context, do func(*sql.Tx) error) error {
+	ctx, cancel := context.WithTimeout(ctx, database.CallTimeout)
+	defer cancel()
+	return s.db.Tx(ctx, sql.LevelSerializable, do)
 }
 
 // clauses collects the conditions of a query.
