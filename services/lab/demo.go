@@ -22,7 +22,7 @@ Real processes are killed under a real RabbitMQ. Before each scenario the demo
 says what will break and what to expect; at the end stands the table of verdicts.`,
 		Args: cobra.NoArgs,
 	}
-	options := localFlags(cmd)
+	where := placeFlags(cmd)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		chosen, err := scenario.Find(shown...)
 		if err != nil {
@@ -30,7 +30,7 @@ says what will break and what to expect; at the end stands the table of verdicts
 		}
 		live := report.NewLive(cmd.OutOrStdout()) // the story is the output
 		live.Say("Starting a RabbitMQ of its own; nothing of it stays behind.")
-		results, err := play(cmd.Context(), options, chosen, live, func(i int, s scenario.Scenario) {
+		results, err := play(cmd.Context(), where, chosen, live, func(i int, s scenario.Scenario) {
 			live.Say(fmt.Sprintf("\n%d of %d: %s", i+1, len(chosen), s.Name))
 			live.Say("    what breaks               " + s.Broke)
 			live.Say("    what to expect            " + s.Promise)

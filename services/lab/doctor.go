@@ -10,12 +10,14 @@ import (
 	"os/exec"
 	"runtime"
 	"strings"
-	"syscall"
 
 	"github.com/jedib0t/go-pretty/v6/table"
 	"github.com/spf13/cobra"
 
+	"warren.example/lab/cluster"
+	"warren.example/lab/internal/host"
 	"warren.example/lab/substrate/local"
+	"warren.example/lab/substrate/vhost"
 )
 
 // check is one line of the doctor's report.
@@ -34,7 +36,7 @@ const (
 )
 
 func doctorCommand() *cobra.Command {
-	var output string
+	var output, on string
 	cmd := &cobra.Command{
 		Use:   "doctor",
 		Short: "Say what is missing on this machine and the command that mends it",
@@ -43,7 +45,10 @@ func doctorCommand() *cobra.Command {
 			if output != "table" && output != "json" {
 				return usageError("--output %s: want table or json", output)
 			}
-			checks := examine(cmd.Context())
+			if on != "local" && on != "kind" {
+				return usageError("--on %s: want local or kind", on)
+			}
+			checks := examine(cmd.Context(), on == "kind")
 			if err := printChecks(cmd.OutOrStdout(), output, checks); err != nil {
 				return setupError(err)
 			}
@@ -56,13 +61,31 @@ func doctorCommand() *cobra.Command {
 		},
 	}
 	cmd.Flags().StringVar(&output, "output", "table", "table or json")
+	cmd.Flags().StringVar(&on, "on", "local", "what is needed: local (a broker and processes), or kind (a Kubernetes cluster as well)")
 	return cmd
 }
 
-func examine(ctx context.Context) []check {
+func examine(ctx context.Context, onKind bool) []check {
 	checks := []check{checkGo(ctx)}
 	checks = append(checks, checkBrokers(ctx)...)
-	return append(checks, checkPorts(), checkFolder(), checkMemory())
+	checks = append(checks, checkPorts(), checkFolder(), checkMemory())
+	return append(checks, checkKind(ctx, onKind)...)
+}
+
+// checkKind looks at what a kind cluster needs.
+func checkKind(ctx context.Context, needed bool) []check {
+	var checks []check
+	for _, found := range cluster.Examine(ctx) {
+		c := check{Name: found.Name, State: stateOK, Found: found.Found}
+		if !found.OK {
+			c.State, c.Mend = stateMissing, found.Mend
+			if !needed {
+				c.State, c.Note = stateAbsent, "not needed without --on kind"
+			}
+		}
+		checks = append(checks, c)
+	}
+	return checks
 }
 
 func checkGo(ctx context.Context) check {
@@ -116,7 +139,7 @@ func checkServer() check {
 	dir, version, err := local.FindServer()
 	if err != nil {
 		c.Found = err.Error()
-		if errors.Is(err, local.ErrTooOld) {
+		if errors.Is(err, vhost.ErrTooOld) {
 			c.Mend = "use a container, or RabbitMQ's own packages: https://www.rabbitmq.com/docs/install-debian"
 		}
 		return c
@@ -155,7 +178,7 @@ func checkPorts() check {
 }
 
 func checkFolder() check {
-	const need = 500 << 20
+	const need = 500 // MiB
 	c := check{Name: "folder", State: stateMissing, Mend: "export TMPDIR=/a/folder/with/room"}
 	dir, err := os.MkdirTemp("", "lab-doctor-")
 	if err != nil {
@@ -163,15 +186,14 @@ func checkFolder() check {
 		return c
 	}
 	defer os.RemoveAll(dir)
-	var stat syscall.Statfs_t
-	if err := syscall.Statfs(dir, &stat); err != nil {
-		c.Found = fmt.Sprintf("%s: %v", os.TempDir(), err)
+	free, err := host.DiskFree(dir)
+	if err != nil {
+		c.Found = err.Error()
 		return c
 	}
-	free := int64(stat.Bavail) * int64(stat.Bsize)
-	c.Found = fmt.Sprintf("%s is writable, %d MiB free", os.TempDir(), free>>20)
+	c.Found = fmt.Sprintf("%s is writable, %d MiB free", os.TempDir(), free)
 	if free < need {
-		c.Found += fmt.Sprintf(", need %d", int64(need)>>20)
+		c.Found += fmt.Sprintf(", need %d", need)
 		return c
 	}
 	c.State, c.Mend = stateOK, ""
@@ -181,18 +203,11 @@ func checkFolder() check {
 func checkMemory() check {
 	const need = 800 // MiB: a broker, and 400 for everything else
 	c := check{Name: "memory", State: stateOK}
-	b, err := os.ReadFile("/proc/meminfo")
-	if err != nil {
+	available, known := host.MemAvailable()
+	if !known {
 		c.Found = "unknown on " + runtime.GOOS
 		return c
 	}
-	var available int
-	for line := range strings.Lines(string(b)) {
-		if n, _ := fmt.Sscanf(line, "MemAvailable: %d kB", &available); n == 1 {
-			break
-		}
-	}
-	available >>= 10
 	c.Found = fmt.Sprintf("%d MiB available", available)
 	if available < need {
 		c.State, c.Mend = stateMissing, fmt.Sprintf("end something: %d MiB are needed", need)

@@ -42,11 +42,12 @@ func listTable(cmd *cobra.Command) {
 		for _, c := range s.Controls {
 			controls = append(controls, c.Name+": "+c.Shows)
 		}
-		rows = append(rows, []string{s.Name, s.Broke, s.Promise, strings.Join(controls, "\n")})
+		rows = append(rows, []string{s.Name, s.Broke, s.Promise, strings.Join(controls, "\n"), s.Needs.Where()})
 	}
 	report.Grid(cmd.OutOrStdout(), []report.Column{
 		{Heading: "scenario", Width: 18}, {Heading: "what breaks", Width: 28},
 		{Heading: "what must hold", Width: 28}, {Heading: "control: what it shows", Width: 34},
+		{Heading: "--on", Width: 8},
 	}, rows)
 }
 
@@ -74,10 +75,11 @@ func listJSON(cmd *cobra.Command) error {
 		Broke    string    `json:"broke"`
 		Promise  string    `json:"promise"`
 		Controls []control `json:"controls"`
+		On       string    `json:"on"`
 	}
 	all := []listed{}
 	for _, s := range scenario.All() {
-		l := listed{s.Name, s.Topic, s.Broke, s.Promise, []control{}}
+		l := listed{s.Name, s.Topic, s.Broke, s.Promise, []control{}, s.Needs.Where()}
 		for _, c := range s.Controls {
 			l.Controls = append(l.Controls, control{c.Name, c.Shows})
 		}

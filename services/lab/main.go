@@ -1,5 +1,5 @@
-// Command lab starts the suite on this machine, breaks it on purpose, and
-// judges from a ledger of every request what was lost, answered twice or kept.
+// Command lab starts the suite on this machine or on Kubernetes, breaks it on
+// purpose, and judges from a ledger of every request what was lost, answered twice or kept.
 package main
 
 import (
@@ -55,6 +55,7 @@ Exit status: 0 held, 1 broken, 2 inconclusive, 3 could not be set up, 64 usage.`
 		demoCommand(), listCommand(), runCommand(), explainCommand(), // scenarios and their ledger
 		upCommand(), downCommand(), // something to play with
 		brokerCommand(), topologyCommand(), doctorCommand(), // tools
+		checkCommand(), waitCommand(), // for pods
 	)
 	refuseAsUsage(root)
 	return root
@@ -92,7 +93,13 @@ func (e *exitError) Error() string {
 
 func (e *exitError) Unwrap() error { return e.err }
 
-func setupError(err error) error { return &exitError{exitSetup, err} }
+// setupError of nil is nil.
+func setupError(err error) error {
+	if err == nil {
+		return nil
+	}
+	return &exitError{exitSetup, err}
+}
 
 func usageError(format string, a ...any) error {
 	return &exitError{exitUsage, fmt.Errorf(format, a...)}

@@ -49,6 +49,8 @@ func TestUsage(t *testing.T) {
 		{"broker"}, {"broker", "--broker", "cloud", "--", "true"},
 		{"doctor", "--output", "xml"}, {"doctor", "extra"},
 		{"topology"}, {"topology", "nope"}, {"topology", "apply"}, {"topology", "apply", "--amqp-url", "x", "--timeout", "0s"},
+		{"topology", "apply", "--amqp-url", "x", "--wait", "-1s"}, {"topology", "apply", "--amqp-url", "x", "--users", "/tmp"},
+		{"wait", "extra"}, {"check", "extra"}, {"check", "--timeout", "0s"}, {"check", "--auditor-url", "auditor"}, {"check", "--token-file", "/nowhere"},
 		{"list", "extra"}, {"run"}, {"run", "--all", "one"}, {"run", "no-such-scenario"}, {"explain"},
 	} {
 		root := rootCommand()

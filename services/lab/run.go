@@ -10,14 +10,12 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
 	"warren.example/lab/report"
 	"warren.example/lab/scenario"
-	"warren.example/lab/substrate/local"
 	"warren.example/messaging/event"
 )
 
@@ -39,12 +37,13 @@ INCONCLUSIVE, 3 could not be set up (with CI=true also: everything SKIPPED),
 64 usage.`,
 		Example: `  lab run killed-before-ack
   lab run --all --output junit > report.xml
-  lab run poison --count 10 --keep`,
+  lab run poison --count 10 --keep
+  lab run --all --on kind`,
 		ValidArgsFunction: func(_ *cobra.Command, _ []string, _ string) ([]string, cobra.ShellCompDirective) {
 			return scenarioNames(), cobra.ShellCompDirectiveNoFileComp
 		},
 	}
-	options := localFlags(cmd)
+	where := placeFlags(cmd)
 	flags := cmd.Flags()
 	flags.BoolVar(&all, "all", false, "run every scenario")
 	flags.StringVar(&output, "output", "table", "table, json or junit, on standard output; progress goes to standard error")
@@ -63,7 +62,7 @@ INCONCLUSIVE, 3 could not be set up (with CI=true also: everything SKIPPED),
 		}
 		// 2. Break and judge.
 		live := report.NewLive(cmd.ErrOrStderr())
-		results, err := play(cmd.Context(), options, slices.Repeat(chosen, count), live, nil)
+		results, err := play(cmd.Context(), where, slices.Repeat(chosen, count), live, nil)
 		if err != nil {
 			return err
 		}
@@ -99,25 +98,20 @@ func choose(names []string, all bool) ([]scenario.Scenario, error) {
 
 // play runs scenarios on a substrate of their own and leaves nothing behind,
 // whatever happens. Before, if not nil, is told what comes next.
-func play(ctx context.Context, options *local.Options, chosen []scenario.Scenario, live *report.Live, before func(i int, s scenario.Scenario)) (results []scenario.Result, err error) {
+func play(ctx context.Context, where *place, chosen []scenario.Scenario, live *report.Live, before func(i int, s scenario.Scenario)) (results []scenario.Result, err error) {
 	defer live.Clear()
-	options.Progress = func(step string) { live.Step("set-up", step, "") }
-	sub, err := local.New(ctx, *options)
+	sub, err := where.open(ctx, func(step string) { live.Step("set-up", step, "") }, forRooms...)
 	if err != nil {
 		return nil, setupError(err)
 	}
-	defer func() {
-		closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
-		defer cancel()
-		err = errors.Join(err, sub.Close(closing))
-	}()
+	defer func() { err = errors.Join(err, sub.close(ctx)) }()
 	record, closeLedger, why := keepLedger()
 	if why != nil {
 		live.Say("the ledger of this run is not kept for 'lab explain': " + why.Error())
 	}
 	defer func() { err = errors.Join(err, closeLedger()) }()
 
-	runner := scenario.Runner{Substrate: sub, Record: record, Tell: live.Step}
+	runner := scenario.Runner{Substrate: sub.Substrate, Record: record, Tell: live.Step}
 	for i, s := range chosen {
 		if before != nil {
 			before(i, s)
@@ -125,6 +119,9 @@ func play(ctx context.Context, options *local.Options, chosen []scenario.Scenari
 		result := runner.Run(ctx, s)
 		if ctx.Err() != nil {
 			return nil, ctx.Err()
+		}
+		if result.Verdict != scenario.Held && result.Verdict != scenario.Skipped {
+			sub.failed()
 		}
 		live.Done(result)
 		results = append(results, result)
@@ -167,6 +164,8 @@ func again(cmd *cobra.Command, name string) string {
 		case "all", "count", "output", "keep":
 		case "amqp-url", "management-url":
 			words = append(words, "--"+f.Name+" …")
+		case "values":
+			words = append(words, "--values …")
 		default:
 			words = append(words, "--"+f.Name+"="+f.Value.String())
 		}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -13,6 +14,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"warren.example/lab/cluster"
 	"warren.example/lab/substrate"
 	"warren.example/lab/substrate/local"
 	"warren.example/messaging/contract"
@@ -24,21 +26,55 @@ func upCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "up",
 		Short: "Start a broker, servers and an auditor to play with, until Ctrl-C",
-		Args:  cobra.NoArgs,
+		Long: `Start a broker, servers and an auditor to play with, until Ctrl-C.
+
+On Kubernetes the chart is installed, with a client that asks all the time.`,
+		Args: cobra.NoArgs,
 	}
 	cmd.Flags().BoolVar(&detach, "detach", false, "go to the background when all is ready; lab down ends it")
 	cmd.Flags().IntVar(&servers, "servers", 2, "calculator servers")
-	options := localFlags(cmd)
+	where := placeFlags(cmd)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		if servers < 1 || servers > 20 {
+		switch {
+		case servers < 1 || servers > 20:
 			return usageError("--servers %d: want 1 to 20", servers)
-		}
-		if detach {
+		case where.on != "local":
+			return upRelease(cmd.Context(), cmd.OutOrStdout(), where, servers, detach)
+		case detach:
 			return upDetached(cmd.Context(), cmd.OutOrStdout())
 		}
-		return up(cmd.Context(), cmd.OutOrStdout(), *options, servers)
+		return up(cmd.Context(), cmd.OutOrStdout(), where.local, servers)
 	}
 	return cmd
+}
+
+// upRelease installs the chart in a cluster, says how to use it, and waits for
+// the user to end it. Detached, it leaves it there.
+func upRelease(ctx context.Context, out io.Writer, where *place, servers int, detach bool) error {
+	o := where.cluster
+	o.Keep, o.Export = o.Keep || detach, where.on == "kind"
+	o.Progress = func(step string) { fmt.Fprintf(out, "            %s\n", step) }
+	o.Values = append([]string{fmt.Sprintf("server.replicas=%d", servers)}, o.Values...)
+	c, err := cluster.Up(ctx, o)
+	if err != nil {
+		return setupError(err)
+	}
+	kubectl := "kubectl --context " + o.Context
+	if where.on == "kind" {
+		kubectl = "kubectl --context kind-" + cmp.Or(o.Name, "warren")
+	}
+	kubectl += " --namespace " + c.Namespace
+	fmt.Fprintf(out, "\nWatch it:\n\n  %s logs --follow --selector app.kubernetes.io/part-of=warren --prefix\n\n", kubectl)
+	fmt.Fprintf(out, "Kill something:\n\n  %s delete pod --selector app.kubernetes.io/component=calculator-server\n\n", kubectl)
+	if detach {
+		fmt.Fprintf(out, "lab down --on %s ends it.\n", where.on)
+		return setupError(c.Close(ctx))
+	}
+	fmt.Fprintln(out, "Ctrl-C here ends it and leaves nothing behind.")
+	<-ctx.Done()
+	fmt.Fprintln(out, "down        taking away what was installed")
+	s := &stage{cluster: c}
+	return setupError(s.close(ctx))
 }
 
 // up starts everything, says how to use it, and waits for the user to end it.
@@ -239,34 +275,68 @@ func lastLine(s string) string {
 }
 
 func downCommand() *cobra.Command {
-	return &cobra.Command{
+	var on string
+	var o cluster.Options
+	cmd := &cobra.Command{
 		Use:   "down",
 		Short: "End what lab up started, and sweep up after labs that were killed",
 		Args:  cobra.NoArgs,
+		PreRunE: func(cmd *cobra.Command, _ []string) error {
+			if err := checkPlace(cmd, on, o.Context); err != nil {
+				return err
+			}
+			if on == "cluster" && o.Context == "" {
+				return usageError("--on cluster: needs --context; a pod of the release cannot take it away")
+			}
+			if err := o.Validate(); err != nil {
+				return usageError("%v", err)
+			}
+			return nil
+		},
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			labs, err := local.Running()
-			if err != nil {
+			if on == "local" {
+				return down(cmd.Context(), cmd.OutOrStdout())
+			}
+			deleted, err := cluster.Down(cmd.Context(), o)
+			switch {
+			case err != nil:
 				return setupError(err)
-			}
-			ctx, cancel := context.WithTimeout(cmd.Context(), 90*time.Second)
-			defer cancel()
-			for _, l := range labs {
-				if err := l.Stop(ctx); err != nil {
-					return setupError(err)
-				}
-				fmt.Fprintf(cmd.OutOrStdout(), "ended lab %d\n", l.PID)
-			}
-			swept, err := local.Sweep()
-			for _, folder := range swept {
-				fmt.Fprintf(cmd.OutOrStdout(), "removed %s, left by a lab that was killed\n", folder)
-			}
-			if err != nil {
-				return setupError(err)
-			}
-			if len(labs)+len(swept) == 0 {
+			case deleted:
+				fmt.Fprintln(cmd.OutOrStdout(), "taken away")
+			default:
 				fmt.Fprintln(cmd.OutOrStdout(), "nothing is up")
 			}
 			return nil
 		},
 	}
+	cmd.Flags().StringVar(&on, "on", "local", "local, kind or cluster, as for lab up")
+	addClusterFlags(cmd, &o)
+	return cmd
+}
+
+// down ends the labs of this machine.
+func down(ctx context.Context, out io.Writer) error {
+	labs, err := local.Running()
+	if err != nil {
+		return setupError(err)
+	}
+	ctx, cancel := context.WithTimeout(ctx, 90*time.Second)
+	defer cancel()
+	for _, l := range labs {
+		if err := l.Stop(ctx); err != nil {
+			return setupError(err)
+		}
+		fmt.Fprintf(out, "ended lab %d\n", l.PID)
+	}
+	swept, err := local.Sweep()
+	for _, folder := range swept {
+		fmt.Fprintf(out, "removed %s, left by a lab that was killed\n", folder)
+	}
+	if err != nil {
+		return setupError(err)
+	}
+	if len(labs)+len(swept) == 0 {
+		fmt.Fprintln(out, "nothing is up")
+	}
+	return nil
 }

@@ -37,13 +37,7 @@ func killAuditor(settings Settings) func(*World) {
 		auditor := w.Audit(settings)
 		// BREAK  it dies when the third dead letter is committed and not yet acked
 		auditor.CrashAt(fault.AfterCommit, 3)
-		var brief []amqp.Publishing
-		for range sent {
-			r := request(contract.Add, "1", "2")
-			r.Expiration = "100" // milliseconds
-			brief = append(brief, r)
-		}
-		w.Publish(brief...)
+		w.Publish(brief(sent)...)
 		w.Until("all are on record, one of them again", func(l seen) bool {
 			return len(l.With(event.Audited)) == sent && len(l.AtLeast(2, event.Audited)) > 0
 		})
@@ -51,19 +45,36 @@ func killAuditor(settings Settings) func(*World) {
 		// OBSERVE
 		v := w.Settle()
 		// VERDICT
-		stored, doubled, again := ledger.Set{}, ledger.Set{}, ledger.Set{}
-		for _, row := range rows {
-			if stored.Has(row.Request) {
-				doubled[row.Request] = struct{}{}
-			}
-			stored[row.Request] = struct{}{}
-			if row.Seen > 1 {
-				again[row.Request] = struct{}{}
-			}
-		}
 		v.Hit("a dead letter delivered again", len(v.AtLeast(2, event.Audited)) > 0)
-		v.None(oneRow, doubled)
-		v.Same("every death is on record", stored, v.With(event.Publishing))
-		v.Same("the second sighting is counted", again, v.AtLeast(2, event.Audited))
+		v.oneRowEach(rows)
 	}
+}
+
+// brief is n requests that expire after a tenth of a second.
+func brief(n int) []amqp.Publishing {
+	var all []amqp.Publishing
+	for range n {
+		r := request(contract.Add, "1", "2")
+		r.Expiration = "100" // milliseconds
+		all = append(all, r)
+	}
+	return all
+}
+
+// oneRowEach promises of what an auditor has stored: one row for each request
+// that was made, and the second sighting of its death counted in it.
+func (v *Verdict) oneRowEach(rows []DeadLetter) {
+	stored, doubled, again := ledger.Set{}, ledger.Set{}, ledger.Set{}
+	for _, row := range rows {
+		if stored.Has(row.Request) {
+			doubled[row.Request] = struct{}{}
+		}
+		stored[row.Request] = struct{}{}
+		if row.Seen > 1 {
+			again[row.Request] = struct{}{}
+		}
+	}
+	v.None(oneRow, doubled)
+	v.Same("every death is on record", stored, v.With(event.Publishing))
+	v.Same("the second sighting is counted", again, v.AtLeast(2, event.Audited))
 }

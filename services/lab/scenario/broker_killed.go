@@ -10,7 +10,7 @@ import (
 	"warren.example/messaging/topology"
 )
 
-// The only broker node dies by SIGKILL with requests in its queue and in a
+// Every broker node dies by SIGKILL at once with requests in its queue and in a
 // server's hands and with callers waiting, and is started again.
 //
 // Promise: what was persistent, in a durable queue and confirmed is still
@@ -28,14 +28,8 @@ var brokerKilled = Scenario{
 		Name:   "transient, classic queue",
 		Shows:  "confirmed requests are gone",
 		Breaks: string(ledger.NoLoss),
-		Change: func(_ topology.Version, t *topology.Topology) {
-			for i := range t.Queues {
-				if t.Queues[i].Name == contract.RequestQueue {
-					t.Queues[i].Args = amqp.Table{"x-queue-type": "classic"}
-				}
-			}
-		},
-		Run: killBroker(amqp.Transient),
+		Change: classicQueue,
+		Run:    killBroker(amqp.Transient),
 	}},
 }
 
@@ -56,8 +50,8 @@ func killBroker(mode uint8) func(*World) {
 		w.Until("all are confirmed", passed(event.Confirmed, strangers+calls))
 		w.Until("a server has ten in hand", passed(event.Delivered, 10))
 		// BREAK
-		w.KillBroker()
-		w.StartBroker()
+		w.Broker.Kill()
+		w.Broker.Start()
 		// OBSERVE  the server comes back by itself and takes what is left in the queue
 		v := w.Settle()
 		// VERDICT
@@ -66,5 +60,14 @@ func killBroker(mode uint8) func(*World) {
 		v.Hit("a request delivered again", len(v.Redelivered()) > 0)
 		v.Same("everything confirmed is answered", v.With(event.ReplyConfirmed, event.ReplyReturned), v.With(event.Confirmed))
 		v.That("every caller is answered", len(v.With(event.Answered)) >= calls, "%d of %d", len(v.With(event.Answered)), calls)
+	}
+}
+
+// classicQueue keeps the requests on one node, durable all the same.
+func classicQueue(_ topology.Version, t *topology.Topology) {
+	for i := range t.Queues {
+		if t.Queues[i].Name == contract.RequestQueue {
+			t.Queues[i].Args = amqp.Table{"x-queue-type": "classic"}
+		}
 	}
 }

@@ -30,12 +30,12 @@ var noServer = Scenario{
 		w.Until("it is answered, and the expired one audited", func(l seen) bool { return len(l.With(event.Answered)) == 1 && len(l.With(event.Audited)) == 1 })
 		server.Leave()
 		// 2. no queue
-		w.RemoveQueue()
+		w.Broker.RemoveQueue()
 		absent := w.Call("add", "1", "2")
 		// 3. no broker
-		w.KillBroker()
+		w.Broker.Kill()
 		away := w.Call("add", "1", "2")
-		w.StartBroker()
+		w.Broker.Start()
 		// OBSERVE
 		v := w.Settle()
 		// VERDICT
@@ -52,7 +52,7 @@ var noServer = Scenario{
 		Breaks: failsAtOnce,
 		Run: func(w *World) {
 			// ARRANGE, BREAK  no queue
-			w.RemoveQueue()
+			w.Broker.RemoveQueue()
 			absent := w.Call("--no-mandatory", "--timeout", "2s", "add", "1", "2")
 			// OBSERVE
 			v := w.Settle()

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"sync"
 	"time"
 
@@ -14,8 +15,12 @@ import (
 	"warren.example/messaging/topology"
 )
 
-// playWithin bounds one promise or control, whatever happens in it.
-const playWithin = 2 * time.Minute
+// These bound one promise or control, whatever happens in it, and the clearing
+// up after it; times the substrate's patience.
+const (
+	playWithin  = 2 * time.Minute
+	closeWithin = 30 * time.Second
+)
 
 // Runner runs scenarios on a substrate, one after the other.
 type Runner struct {
@@ -52,7 +57,7 @@ func (r Runner) Run(ctx context.Context, s Scenario) (result Result) {
 	began := time.Now()
 	result = Result{Scenario: s, Verdict: Broken, Broker: "RabbitMQ " + r.Substrate.Broker().Version().String()}
 	defer func() { result.Took = time.Since(began) }()
-	if lacks := s.Needs.unmet(r.Substrate.Broker()); lacks != "" {
+	if lacks := s.Needs.unmet(r.Substrate); lacks != "" {
 		result.Verdict, result.Reason = Skipped, lacks
 		return result
 	}
@@ -80,14 +85,16 @@ func (r Runner) Run(ctx context.Context, s Scenario) (result Result) {
 
 // played is one promise or control, and what it left behind.
 type played struct {
-	verdict  *Verdict // nil if it never came to one
-	err      error    // why not
-	evidence string
-	logs     map[string][]string
+	verdict   *Verdict // nil if it never came to one
+	err       error    // why not
+	disturbed []string // what happened besides, see substrate.Room
+	evidence  string
+	logs      map[string][]string
 }
 
 func (r Runner) play(ctx context.Context, name, part string, change Change, run func(*World)) (p played) {
-	ctx, cancel := context.WithTimeout(ctx, playWithin)
+	slow := time.Duration(r.Substrate.Patience())
+	ctx, cancel := context.WithTimeout(ctx, slow*playWithin)
 	defer cancel()
 	tell := func(step string) {
 		if r.Tell != nil {
@@ -114,9 +121,10 @@ func (r Runner) play(ctx context.Context, name, part string, change Change, run 
 		return played{err: fmt.Errorf("open a room: %w", err)}
 	}
 	w := &World{
-		ctx: ctx, room: room, broker: r.Substrate.Broker(), ledger: l, record: record, tell: tell, names: map[string]int{},
+		ctx: ctx, room: room, broker: r.Substrate.Broker(), ledger: l, slow: slow, record: record, tell: tell, names: map[string]int{},
 		queues: []string{contract.RequestQueue, contract.DeadLetterQueue},
 	}
+	w.Broker = Broker{w}
 	defer func() { // also after a verb has stopped the scenario, and after Ctrl-C
 		if w.author != nil {
 			w.author.close()
@@ -124,7 +132,11 @@ func (r Runner) play(ctx context.Context, name, part string, change Change, run 
 		if p.logs = w.tails(); len(l.Lines()) > 0 {
 			p.evidence = l.Summary()
 		}
-		closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), 30*time.Second)
+		if p.verdict != nil && len(p.verdict.notes) > 0 {
+			p.evidence += "  " + strings.Join(p.verdict.notes, "  ")
+		}
+		p.disturbed = room.Disturbances()
+		closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), slow*closeWithin)
 		defer cancel()
 		if err := room.Close(closing); err != nil && p.err == nil {
 			p.err = fmt.Errorf("close the room: %w", err)
@@ -150,27 +162,33 @@ func (r Runner) play(ctx context.Context, name, part string, change Change, run 
 	return p
 }
 
-// word is the verdict of a promise.
-func (p played) word() (Word, string) {
+// word is the verdict of a promise. What somebody else broke meanwhile cannot
+// make it BROKEN; that it held in spite of that is no less true.
+func (p played) word() (word Word, reason string) {
 	switch {
 	case errors.Is(p.err, substrate.ErrUnsupported):
 		return Skipped, p.err.Error()
 	case p.err != nil:
-		return Inconclusive, p.err.Error()
+		word, reason = Inconclusive, p.err.Error()
+	default:
+		word, reason = p.verdict.Word()
 	}
-	return p.verdict.Word()
+	if word != Held && len(p.disturbed) > 0 {
+		return Inconclusive, fmt.Sprintf("disturbed: %s; then: %s", strings.Join(p.disturbed, "; "), reason)
+	}
+	return word, reason
 }
 
 // failedAsItMust is the verdict of a control: it must break the one promise
 // that it is there to break.
 func (p played) failedAsItMust(promise string) (Word, string) {
-	if p.err != nil {
-		return DidNotFail, p.err.Error()
-	}
-	if p.verdict.broke(promise) {
+	word, reason := p.word()
+	switch {
+	case p.err != nil, len(p.disturbed) > 0 && word != Held:
+		return DidNotFail, reason
+	case p.verdict.broke(promise):
 		return FailedAsItMust, ""
 	}
-	word, reason := p.verdict.Word()
 	return DidNotFail, fmt.Sprintf("%q was to break; the verdict is %s %s", promise, word, reason)
 }
 

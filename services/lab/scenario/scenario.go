@@ -42,11 +42,23 @@ type Change func(topology.Version, *topology.Topology)
 type Needs struct {
 	Nodes      int              // broker nodes, at least
 	MinVersion topology.Version // of the broker
+	Kubernetes bool             // pods and whoever keeps them running
 }
 
-// unmet says what the broker lacks, or "".
-func (n Needs) unmet(b substrate.Broker) string {
+// Where names the places that have it, in the words of --on.
+func (n Needs) Where() string {
+	if n.Kubernetes {
+		return "kind, cluster"
+	}
+	return "local, kind, cluster"
+}
+
+// unmet says what the substrate lacks, or "".
+func (n Needs) unmet(s substrate.Substrate) string {
+	b := s.Broker()
 	switch {
+	case n.Kubernetes && s.Name() != "kubernetes":
+		return "needs Kubernetes: lab run --on kind"
 	case b.Nodes() < n.Nodes:
 		return fmt.Sprintf("needs %d broker nodes, there are %d", n.Nodes, b.Nodes())
 	case !b.Version().AtLeast(n.MinVersion.Major, n.MinVersion.Minor):
@@ -62,12 +74,17 @@ func All() []Scenario {
 		killedAfterReply,
 		ackBeforeReply,
 		brokerKilled,
+		leaderKilled,
 		noServer,
 		deadline,
 		typedError,
 		invalidMessages,
 		poison,
 		auditorKilled,
+		podDeleted,
+		rollingUpgrade,
+		rollingBroker,
+		auditorMoved,
 	}
 }
 

@@ -69,14 +69,23 @@ type someBroker struct {
 func (b someBroker) Nodes() int                { return b.nodes }
 func (b someBroker) Version() topology.Version { return b.version }
 
+type somewhere struct {
+	substrate.Substrate
+	broker someBroker
+}
+
+func (s somewhere) Name() string             { return "local" }
+func (s somewhere) Broker() substrate.Broker { return s.broker }
+
 func TestNeeds(t *testing.T) {
-	broker := someBroker{nodes: 1, version: topology.Version{Major: 3, Minor: 10, Patch: 8}}
+	local := somewhere{broker: someBroker{nodes: 1, version: topology.Version{Major: 3, Minor: 10, Patch: 8}}}
 	for want, needs := range map[string]Needs{
-		"":                                   {},
-		"needs 3 broker nodes, there are 1":  {Nodes: 3},
-		"needs RabbitMQ 4.3, this is 3.10.8": {MinVersion: topology.Version{Major: 4, Minor: 3}},
+		"":                                    {},
+		"needs 3 broker nodes, there are 1":   {Nodes: 3},
+		"needs RabbitMQ 4.3, this is 3.10.8":  {MinVersion: topology.Version{Major: 4, Minor: 3}},
+		"needs Kubernetes: lab run --on kind": {Kubernetes: true},
 	} {
-		if got := needs.unmet(broker); got != want {
+		if got := needs.unmet(local); got != want {
 			t.Errorf("%+v: got %q, want %q", needs, got, want)
 		}
 	}
@@ -94,6 +103,7 @@ func TestAControlMustBreakItsPromise(t *testing.T) {
 		"it lost none":             {played{verdict: judge(lines(event.Publishing, event.Confirmed, event.Refused, event.EOF))}, DidNotFail},
 		"a ledger without its end": {played{verdict: judge(lines(lost...))}, DidNotFail},
 		"it could not be played":   {played{err: os.ErrNotExist}, DidNotFail},
+		"something else broke it":  {played{verdict: judge(lines(append(lost, event.EOF)...)), disturbed: []string{"a pod was deleted"}}, DidNotFail},
 		"it broke another promise": {played{verdict: judge(lines(event.Publishing, event.Confirmed, event.Refused, event.Refused, event.EOF))}, DidNotFail},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -101,6 +111,18 @@ func TestAControlMustBreakItsPromise(t *testing.T) {
 				t.Errorf("got %s (%s), want %s", got, why, tc.want)
 			}
 		})
+	}
+}
+
+// Somebody else's fault is nobody's broken promise.
+func TestADisturbanceIsNoBreach(t *testing.T) {
+	lost := judge(lines(event.Publishing, event.Confirmed, event.TimedOut, event.EOF))
+	if got, _ := (played{verdict: lost}).word(); got != Broken {
+		t.Errorf("a lost request: got %s, want %s", got, Broken)
+	}
+	got, why := played{verdict: lost, disturbed: []string{"pod x was deleted"}}.word()
+	if got != Inconclusive || !strings.Contains(why, "pod x was deleted") || !strings.Contains(why, string(ledger.NoLoss)) {
+		t.Errorf("and a disturbance: got %s: %s, want %s that names both", got, why, Inconclusive)
 	}
 }
 

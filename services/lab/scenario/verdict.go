@@ -39,6 +39,7 @@ type Verdict struct {
 	broken   []Breach
 	missed   []string // why the fault proved nothing
 	evidence []string // streams that are incomplete
+	notes    []string // figures to report, of which nothing is promised
 }
 
 // Breach is a promise that did not hold.
@@ -101,6 +102,28 @@ func (v *Verdict) Hit(what string, happened bool) {
 	}
 }
 
+// Note reports a figure beside the verdict. How long things take differs from
+// one machine to another, so nothing is promised of it.
+func (v *Verdict) Note(format string, args ...any) {
+	v.notes = append(v.notes, fmt.Sprintf(format, args...))
+}
+
+// Silence is the longest time between two answers, to whomever they were.
+func (v *Verdict) Silence() time.Duration {
+	var last time.Time
+	var longest time.Duration
+	for _, line := range v.Lines() {
+		if line.Event != event.Answered {
+			continue
+		}
+		if !last.IsZero() {
+			longest = max(longest, line.Time.Sub(last))
+		}
+		last = line.Time
+	}
+	return longest
+}
+
 // Took is the time between a request's first step of one kind and its last of
 // another; an hour if either is missing.
 func (v *Verdict) Took(id string, from, to event.Kind) time.Duration {
@@ -154,3 +177,7 @@ func (v *Verdict) Word() (Word, string) {
 	}
 	return Held, ""
 }
+
+// asked is the calls that were made, those that never reached the broker
+// included.
+func (v *Verdict) asked() ledger.Set { return v.With(event.Publishing, event.NotWritten) }

@@ -19,8 +19,9 @@ import (
 	"warren.example/messaging/fault"
 )
 
-// Budgets. A scenario waits for conditions, never for a time to pass; these
-// only bound the wait for what does not come.
+// Budgets on one machine; elsewhere they are times the substrate's patience. A
+// scenario waits for conditions, never for a time to pass; these only bound the
+// wait for what does not come.
 const (
 	readyWithin  = 20 * time.Second
 	seenWithin   = 20 * time.Second
@@ -30,31 +31,36 @@ const (
 
 // look is the pause between two looks at a room that seems quiet. If something
 // is unaccounted for the second look comes later, so that a straggler is seen
-// rather than called lost.
+// rather than called lost. Both are times the patience too: the slower a broker's
+// counts become known, the longer a queue may only seem to be empty.
 const (
 	look     = 250 * time.Millisecond
 	lookLong = 1500 * time.Millisecond
 )
 
-// World is what a scenario has to say. Its ten verbs: Serve, Audit, Load,
-// Call, Publish, KillBroker, StartBroker, RemoveQueue, Until, Settle.
+// World is what a scenario has to say. Its verbs: Serve, Audit, Deploy, Load,
+// Call, Publish, Until, Settle; and what can be done to the Broker.
 //
 // A verb that cannot do its part ends the scenario as INCONCLUSIVE, so that
 // scenarios read without error handling, as tests do.
 type World struct {
+	Broker Broker
+
 	ctx    context.Context
 	room   substrate.Room
 	broker substrate.Broker
 	ledger *ledger.Ledger
+	slow   time.Duration // the substrate's patience
 	tell   func(string)
 	record func(event.Line) // into the ledger and the run's file
 
-	servants []*Servant // servers and auditors
-	clients  []*Client
-	author   *author
-	names    map[string]int // how many of each role there were
-	queues   []string       // that must be empty in the end
-	verdict  *Verdict
+	servants  []*Servant // servers and auditors
+	workloads []*Workload
+	clients   []*Client
+	author    *author
+	names     map[string]int // how many of each role there were
+	queues    []string       // that must be empty in the end
+	verdict   *Verdict
 }
 
 // stop ends a scenario from within a verb.
@@ -103,7 +109,7 @@ func (w *World) serve(kind substrate.Kind, role string, s Settings) *Servant {
 	w.must(err, "start %s", name)
 	servant := &Servant{w, p}
 	w.servants = append(w.servants, servant)
-	ctx, cancel := context.WithTimeout(w.ctx, readyWithin)
+	ctx, cancel := context.WithTimeout(w.ctx, w.slow*readyWithin)
 	defer cancel()
 	w.must(p.WaitReady(ctx), "wait for %s", name)
 	return servant
@@ -143,7 +149,7 @@ func (s *Servant) Doomed(n int) { s.w.ledger.Killed(s.Name(), n) }
 
 // Leave ends it by SIGTERM, for good, and returns when it is gone.
 func (s *Servant) Leave() {
-	ctx, cancel := context.WithTimeout(s.w.ctx, goneWithin)
+	ctx, cancel := context.WithTimeout(s.w.ctx, s.w.slow*goneWithin)
 	defer cancel()
 	s.w.must(s.Terminate(ctx), "end %s", s.Name())
 	_, err := s.Wait(ctx)
@@ -170,7 +176,13 @@ func (s *Servant) DeadLetters() []DeadLetter {
 }
 
 // Client is a running `client load`.
-type Client struct{ substrate.Process }
+type Client struct {
+	w *World
+	substrate.Process
+}
+
+// Enough ends an endless load: it asks no more, and waits for the answers.
+func (c *Client) Enough() { c.w.must(c.Terminate(c.w.ctx), "end %s", c.Name()) }
 
 // Load starts a client that sends a load, and does not wait for its end.
 func (w *World) Load(args ...string) *Client { return w.client(append([]string{"load"}, args...)) }
@@ -180,7 +192,7 @@ func (w *World) client(args []string) *Client {
 	w.tell(fmt.Sprintf("%s: %v", name, args))
 	p, err := w.room.Start(w.ctx, substrate.Service{Kind: substrate.Client, Name: name, Args: args})
 	w.must(err, "start %s %v", name, args)
-	c := &Client{p}
+	c := &Client{w, p}
 	w.clients = append(w.clients, c)
 	return c
 }
@@ -216,7 +228,7 @@ func (o Outcome) String() string {
 // Call makes one call and returns how it ended.
 func (w *World) Call(args ...string) Outcome {
 	c := w.client(append([]string{"call", "--output", "json"}, args...))
-	ctx, cancel := context.WithTimeout(w.ctx, settleWithin)
+	ctx, cancel := context.WithTimeout(w.ctx, w.slow*settleWithin)
 	defer cancel()
 	exit, err := c.Wait(ctx)
 	w.must(err, "wait for %s", c.Name())
@@ -235,45 +247,15 @@ func (w *World) Publish(requests ...amqp.Publishing) {
 		w.must(err, "connect the lab's own publisher")
 		w.author = a
 	}
-	ctx, cancel := context.WithTimeout(w.ctx, seenWithin)
+	ctx, cancel := context.WithTimeout(w.ctx, w.slow*seenWithin)
 	defer cancel()
 	w.must(w.author.publish(ctx, requests), "publish %d requests", len(requests))
-}
-
-// KillBroker ends the broker's Erlang VM by SIGKILL.
-func (w *World) KillBroker() {
-	w.tell("SIGKILL to the broker")
-	w.must(w.broker.Crash(w.ctx, 0), "kill the broker")
-}
-
-// StartBroker starts it again and returns when it answers.
-func (w *World) StartBroker() {
-	w.tell("starting the broker again")
-	w.must(w.broker.Start(w.ctx, 0), "start the broker")
-}
-
-// RemoveQueue deletes the request queue, as if it had never been declared.
-func (w *World) RemoveQueue() {
-	w.must(func() error {
-		conn, err := amqp.Dial(w.room.AdminURL())
-		if err != nil {
-			return err
-		}
-		defer conn.Close()
-		ch, err := conn.Channel()
-		if err != nil {
-			return err
-		}
-		_, err = ch.QueueDelete(contract.RequestQueue, false, false, false)
-		return err
-	}(), "delete %s", contract.RequestQueue)
-	w.queues = []string{contract.DeadLetterQueue}
 }
 
 // Until waits for something to be seen in the ledger.
 func (w *World) Until(what string, happened func(seen) bool) {
 	w.tell("until " + what)
-	ctx, cancel := context.WithTimeout(w.ctx, seenWithin)
+	ctx, cancel := context.WithTimeout(w.ctx, w.slow*seenWithin)
 	defer cancel()
 	for changed := w.ledger.Changed(); !happened(w.ledger); changed = w.ledger.Changed() {
 		select {
@@ -288,7 +270,7 @@ func (w *World) Until(what string, happened func(seen) bool) {
 // everybody in peace, and returns the evidence.
 func (w *World) Settle() *Verdict {
 	w.tell("until all is quiet")
-	ctx, cancel := context.WithTimeout(w.ctx, settleWithin)
+	ctx, cancel := context.WithTimeout(w.ctx, w.slow*settleWithin)
 	defer cancel()
 	restless := w.rest(ctx)
 	w.tell("the verdict")
@@ -328,9 +310,9 @@ func (w *World) rest(ctx context.Context) error {
 			pause = lookLong
 		}
 		select {
-		case <-time.After(pause):
+		case <-time.After(w.slow * pause):
 		case <-ctx.Done():
-			return fmt.Errorf("after %s: %s; still open: %s", settleWithin, queued, w.ledger.Open())
+			return fmt.Errorf("after %s: %s; still open: %s", w.slow*settleWithin, queued, w.ledger.Open())
 		}
 	}
 }
@@ -356,13 +338,16 @@ func (w *World) end() {
 	if w.author != nil {
 		w.author.close()
 	}
-	ctx, cancel := context.WithTimeout(w.ctx, goneWithin)
+	ctx, cancel := context.WithTimeout(w.ctx, w.slow*goneWithin)
 	defer cancel()
 	for _, s := range w.servants {
 		_ = s.Terminate(ctx)
 	}
 	for _, s := range w.servants {
 		_, _ = s.Wait(ctx)
+	}
+	for _, d := range w.workloads {
+		d.end()
 	}
 }
 
@@ -374,6 +359,11 @@ func (w *World) tails() map[string][]string {
 	}
 	for _, c := range w.clients {
 		tails[c.Name()] = c.Tail()
+	}
+	for _, d := range w.workloads {
+		for name, pod := range d.met {
+			tails[name] = pod.Tail()
+		}
 	}
 	return tails
 }

@@ -6,6 +6,7 @@ package substrate
 import (
 	"context"
 	"errors"
+	"fmt"
 
 	"warren.example/messaging/event"
 	"warren.example/messaging/topology"
@@ -19,6 +20,9 @@ var ErrUnsupported = errors.New("not possible on this substrate")
 type Substrate interface {
 	Name() string // "local" or "kubernetes"
 	Broker() Broker
+	// Patience is how much longer than on this machine things may take before
+	// they count as failed.
+	Patience() int
 	// Open makes room for one scenario or control: a virtual host of its own with
 	// users, permissions and topology. Change, if not nil, alters the topology
 	// first, which is how a control takes a promise away. Lines receives every
@@ -38,6 +42,10 @@ type Room interface {
 	// AdminURL is one with every right in the room's virtual host.
 	AdminURL() string
 	Queue(ctx context.Context, name string) (QueueState, error)
+	// Disturbances tells what befell the room, its broker or the reading of its
+	// lines though no scenario asked for it. After one nothing that went wrong
+	// counts against a promise.
+	Disturbances() []string
 	Close(ctx context.Context) error
 }
 
@@ -101,12 +109,83 @@ type Exit struct {
 type Broker interface {
 	Version() topology.Version
 	Nodes() int
-	Crash(ctx context.Context, node int) error // SIGKILL of the Erlang VM; returns when it is gone
-	Start(ctx context.Context, node int) error // starts a crashed node and returns when it answers
+	// Crash ends a node's Erlang VM by SIGKILL and returns when it is gone. Where
+	// somebody watches over nodes it comes back by itself.
+	Crash(ctx context.Context, node int) error
+	// Start returns when a crashed node answers again.
+	Start(ctx context.Context, node int) error
+	// CrashAll does it to every node at once; the broker stays away until StartAll.
+	CrashAll(ctx context.Context) error
+	StartAll(ctx context.Context) error
 	Pause(ctx context.Context, node int) error
 	Resume(ctx context.Context, node int) error
-	// Node finds the node that leads a queue.
+	// Leader finds the node that leads a queue.
 	Leader(ctx context.Context, r Room, queue string) (int, error)
 	// Command runs rabbitmqctl on a node, for what has no other interface.
 	Command(ctx context.Context, node int, args ...string) ([]byte, error)
+}
+
+// What follows only some substrates can do. The functions return
+// ErrUnsupported for the others.
+
+// Workload is a service in several pods that somebody keeps running, as in
+// production; each pod is an instance.
+type Workload interface {
+	// Pods are those that serve, oldest first. Terminate deletes a pod, as
+	// Kubernetes does when it moves one; another takes its place.
+	Pods() []Process
+	// WaitReady returns when all replicas are ready and nobody else is left.
+	WaitReady(ctx context.Context) error
+	Scale(ctx context.Context, replicas int) error
+	// Upgrade changes settings by an upgrade of the release and returns when the
+	// last pod of the old kind is gone.
+	Upgrade(ctx context.Context, env map[string]string) error
+	// DeleteByForce does not wait for the pod's end; it is sent SIGTERM all the same.
+	DeleteByForce(ctx context.Context, pod Process) error
+	// Move empties the pod's machine of it, and returns when another serves
+	// elsewhere in its place.
+	Move(ctx context.Context, pod Process) error
+	// Machine is where a pod runs.
+	Machine(pod Process) string
+}
+
+// Machines are what pods and broker nodes run on.
+type Machines interface {
+	// BrokerMachine is where a broker node runs.
+	BrokerMachine(node int) string
+	// StopMachine is a power cut; it returns when the cluster has noticed.
+	StopMachine(ctx context.Context, name string) error
+	StartMachine(ctx context.Context, name string) error
+}
+
+// Deploy starts a service as a workload in a room.
+func Deploy(ctx context.Context, r Room, s Service, replicas int) (Workload, error) {
+	d, ok := r.(interface {
+		Deploy(ctx context.Context, s Service, replicas int) (Workload, error)
+	})
+	if !ok {
+		return nil, fmt.Errorf("deploy %s: %w", s.Name, ErrUnsupported)
+	}
+	return d.Deploy(ctx, s, replicas)
+}
+
+// Roll restarts a broker's nodes one after the other, as for a new version, and
+// returns when the last is back.
+func Roll(ctx context.Context, b Broker) error {
+	r, ok := b.(interface {
+		Roll(ctx context.Context) error
+	})
+	if !ok {
+		return fmt.Errorf("roll the broker: %w", ErrUnsupported)
+	}
+	return r.Roll(ctx)
+}
+
+// MachinesOf are a substrate's.
+func MachinesOf(s Substrate) (Machines, error) {
+	m, ok := s.(Machines)
+	if !ok {
+		return nil, fmt.Errorf("stop a machine: %w", ErrUnsupported)
+	}
+	return m, nil
 }

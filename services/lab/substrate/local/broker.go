@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"net/url"
 	"os"
 	"path/filepath"
 	"slices"
@@ -15,9 +14,8 @@ import (
 	"syscall"
 	"time"
 
-	amqp "github.com/rabbitmq/amqp091-go"
-
 	"warren.example/lab/substrate"
+	"warren.example/lab/substrate/vhost"
 	"warren.example/messaging/topology"
 )
 
@@ -34,18 +32,9 @@ type Broker struct {
 	password string // of adminUser
 	version  topology.Version
 
-	mu   sync.Mutex // of the nodes' lives
-	safe time.Time  // before it no node may crash, see declared
-}
+	calm vhost.Calm
 
-// declared is called after queues were declared. A node that dies within a
-// second of it forgets the name of a quorum queue, which is then without a
-// leader for ever (Raft's table of names is saved once a second; seen on
-// 3.10.8 and, with the table read from disk, on 4.3.6 too).
-func (b *Broker) declared() {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.safe = time.Now().Add(2 * time.Second)
+	mu sync.Mutex // of the nodes' lives
 }
 
 // startBroker starts n nodes and returns when all of them answer and have
@@ -73,17 +62,10 @@ func startBroker(ctx context.Context, f *folder, launch launcher, n int) (_ *Bro
 			return nil, err
 		}
 	}
-	if !b.version.AtLeast(topology.Oldest.Major, topology.Oldest.Minor) {
-		return nil, tooOld(b.version)
+	if err := vhost.CheckVersion(b.version); err != nil {
+		return nil, err
 	}
 	return b, b.awaitCluster(ctx)
-}
-
-// ErrTooOld is a broker whose quorum queues cannot do what the suite promises.
-var ErrTooOld = errors.New("too old")
-
-func tooOld(v topology.Version) error {
-	return fmt.Errorf("RabbitMQ %v: %w, need %d.%d or newer", v, ErrTooOld, topology.Oldest.Major, topology.Oldest.Minor)
 }
 
 // prepare gives every node its folder and ports.
@@ -189,7 +171,7 @@ func (b *Broker) await(ctx context.Context, n *node) (topology.Version, error) {
 
 // ask logs in to a node once by either protocol.
 func (b *Broker) ask(ctx context.Context, n *node) (topology.Version, error) {
-	conn, err := dial(b.url(n, adminUser, b.password, "/"))
+	conn, err := vhost.Dial(b.url(n, adminUser, b.password, "/"))
 	if err != nil {
 		return topology.Version{}, err
 	}
@@ -198,7 +180,7 @@ func (b *Broker) ask(ctx context.Context, n *node) (topology.Version, error) {
 	if err != nil {
 		return version, err
 	}
-	return version, b.managementOf(n).get(ctx, "whoami", nil)
+	return version, b.managementOf(n).Get(ctx, "whoami", nil)
 }
 
 func (b *Broker) life(n *node) *child {
@@ -212,14 +194,7 @@ func (b *Broker) awaitCluster(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, bootTime)
 	defer cancel()
 	for {
-		var members []struct{ Running bool }
-		err := b.managementOf(b.nodes[0]).get(ctx, "nodes", &members)
-		running := 0
-		for _, m := range members {
-			if m.Running {
-				running++
-			}
-		}
+		running, err := b.managementOf(b.nodes[0]).Running(ctx)
 		if err == nil && running == len(b.nodes) {
 			return nil
 		}
@@ -275,18 +250,44 @@ func (b *Broker) Crash(ctx context.Context, node int) error {
 	if err != nil {
 		return err
 	}
-	b.mu.Lock()
-	safe := b.safe
-	b.mu.Unlock()
-	select {
-	case <-time.After(time.Until(safe)):
-	case <-ctx.Done():
-		return fmt.Errorf("crash node %d: %w", node, ctx.Err())
+	if err := b.calm.Wait(ctx); err != nil {
+		return fmt.Errorf("crash node %d: %w", node, err)
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.kill(n)
 	return nil
+}
+
+// CrashAll ends every node's VM at once.
+func (b *Broker) CrashAll(ctx context.Context) error {
+	if err := b.calm.Wait(ctx); err != nil {
+		return fmt.Errorf("crash all nodes: %w", err)
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	var all sync.WaitGroup
+	for _, n := range b.nodes {
+		all.Go(func() { b.kill(n) })
+	}
+	all.Wait()
+	return nil
+}
+
+// StartAll starts every node that is dead, all at once since each waits for the
+// others, and returns when all answer as one cluster.
+func (b *Broker) StartAll(ctx context.Context) error {
+	for _, n := range b.nodes {
+		if err := b.runAgain(n); err != nil {
+			return err
+		}
+	}
+	for _, n := range b.nodes {
+		if _, err := b.await(ctx, n); err != nil {
+			return err
+		}
+	}
+	return b.awaitCluster(ctx)
 }
 
 // Start starts a node that was crashed, on its data and its ports, and
@@ -339,11 +340,8 @@ func (b *Broker) revive(ctx context.Context) error {
 		if err := b.Resume(ctx, i); err != nil {
 			return err
 		}
-		if err := b.Start(ctx, i); err != nil {
-			return err
-		}
 	}
-	return nil
+	return b.StartAll(ctx)
 }
 
 // Leader is the node that leads a queue.
@@ -352,17 +350,13 @@ func (b *Broker) Leader(ctx context.Context, r substrate.Room, queue string) (in
 	if !ok {
 		return 0, fmt.Errorf("room %T: not of this substrate", r)
 	}
-	q, err := b.management().queue(ctx, room.vhost, queue)
+	q, err := b.management().Queue(ctx, room.vhost, queue)
 	if err != nil {
 		return 0, err
 	}
-	leader := q.Leader
-	if leader == "" { // a classic queue has one node only
-		leader = q.Node
-	}
-	i := slices.IndexFunc(b.nodes, func(n *node) bool { return n.name == leader })
+	i := slices.IndexFunc(b.nodes, func(n *node) bool { return n.name == q.LedBy() })
 	if i < 0 {
-		return 0, fmt.Errorf("leader of queue %s: node %q is none of ours", queue, leader)
+		return 0, fmt.Errorf("leader of queue %s: node %q is none of ours", queue, q.LedBy())
 	}
 	return i, nil
 }
@@ -406,45 +400,20 @@ func (b *Broker) alive() *node {
 	return b.nodes[0]
 }
 
-func (b *Broker) management() management { return b.managementOf(b.alive()) }
+func (b *Broker) management() vhost.API { return b.managementOf(b.alive()) }
 
-func (b *Broker) managementOf(n *node) management {
-	return management{url: fmt.Sprintf("http://127.0.0.1:%d", n.management), user: adminUser, password: b.password}
+func (b *Broker) managementOf(n *node) vhost.API {
+	return vhost.API{URL: fmt.Sprintf("http://127.0.0.1:%d", n.management), User: adminUser, Password: b.password}
 }
 
-func (b *Broker) url(n *node, user, password, vhost string) string {
-	return amqpURL("amqp", fmt.Sprintf("127.0.0.1:%d", n.amqp), user, password, vhost)
+func (b *Broker) url(n *node, user, password, name string) string {
+	return vhost.URL("amqp", fmt.Sprintf("127.0.0.1:%d", n.amqp), user, password, name)
 }
 
-func amqpURL(scheme, host, user, password, vhost string) string {
-	u := url.URL{Scheme: scheme, User: url.UserPassword(user, password), Host: host, Path: "/" + vhost, RawPath: "/" + url.PathEscape(vhost)}
-	return u.String()
-}
-
-// dial logs in, with a name that tells the lab from the services.
-func dial(rawURL string) (*amqp.Connection, error) {
-	uri, err := amqp.ParseURI(rawURL)
-	if err != nil {
-		return nil, redact(err, rawURL)
-	}
-	if u, err := url.Parse(rawURL); err != nil || u.User.Username() == "" {
-		// The client library would log in as guest.
-		return nil, fmt.Errorf("broker %s:%d: no user in the URL", uri.Host, uri.Port)
-	}
-	conn, err := amqp.DialConfig(rawURL, amqp.Config{
-		Properties: amqp.Table{"connection_name": "lab"},
-		Dial:       amqp.DefaultDial(10 * time.Second),
-	})
-	if err != nil {
-		return nil, fmt.Errorf("broker %s:%d: %w", uri.Host, uri.Port, redact(err, rawURL))
-	}
-	return conn, nil
-}
-
-func (b *Broker) urls(user, password, vhost string) []string {
+func (b *Broker) urls(user, password, name string) []string {
 	var all []string
 	for _, n := range b.nodes {
-		all = append(all, b.url(n, user, password, vhost))
+		all = append(all, b.url(n, user, password, name))
 	}
 	return all
 }

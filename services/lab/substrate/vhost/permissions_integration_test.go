@@ -1,6 +1,6 @@
 //go:build integration
 
-package local
+package vhost
 
 import (
 	"errors"
@@ -146,15 +146,15 @@ func TestManagementIsForTheMonitor(t *testing.T) {
 	}
 	api.User = nil
 	for _, u := range topology.Users() {
-		m := management{url: api.String(), user: u.Name, password: passwordOf(t, u.Name)}
+		m := API{URL: api.String(), User: u.Name, Password: passwordOf(t, u.Name)}
 		want := http.StatusUnauthorized
 		if u.Name == contract.UserMonitor {
 			want = 0
 		}
-		if got := status(m.get(t.Context(), "overview", nil)); got != want {
+		if got := status(m.Get(t.Context(), "overview", nil)); got != want {
 			t.Errorf("%s reads the overview: status %d, want %d", u.Name, got, want)
 		}
-		if got := status(m.put(t.Context(), "vhosts/mine", map[string]string{})); got != http.StatusUnauthorized {
+		if got := status(m.Put(t.Context(), "vhosts/mine", map[string]string{})); got != http.StatusUnauthorized {
 			t.Errorf("%s makes a virtual host: status %d, want %d", u.Name, got, http.StatusUnauthorized)
 		}
 	}
@@ -166,7 +166,7 @@ func TestNobodyIsGuest(t *testing.T) {
 		t.Fatal(err)
 	}
 	u.User = url.UserPassword("guest", "guest")
-	if _, err := dial(u.String()); err == nil {
+	if _, err := Dial(u.String()); err == nil {
 		t.Error("guest logs in, want refused")
 	}
 }
@@ -275,13 +275,13 @@ func code(err error) int {
 	return -1
 }
 
+// status is 0 without an error, -1 for an error of another kind.
 func status(err error) int {
-	var r *refused
-	switch {
-	case err == nil:
+	if err == nil {
 		return 0
-	case errors.As(err, &r):
-		return r.status
+	}
+	if n := Status(err); n > 0 {
+		return n
 	}
 	return -1
 }
@@ -298,7 +298,7 @@ func env(t *testing.T, name string) string {
 
 func connect(t *testing.T, name string) *amqp.Connection {
 	t.Helper()
-	conn, err := dial(env(t, name))
+	conn, err := Dial(env(t, name))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,9 +1,8 @@
-package local
+package process
 
 import (
+	"bytes"
 	"fmt"
-	"os"
-	"path/filepath"
 	"slices"
 	"testing"
 
@@ -21,7 +20,7 @@ func TestSplitter(t *testing.T) {
 half a li`
 	for size := 1; size <= len(output); size++ {
 		var events []string
-		s := &splitter{event: func(l event.Line) { events = append(events, fmt.Sprintf("%d %s", l.Seq, l.Event)) }}
+		s := &Splitter{Event: func(l event.Line) { events = append(events, fmt.Sprintf("%d %s", l.Seq, l.Event)) }}
 		for part := range slices.Chunk([]byte(output), size) {
 			if n, err := s.Write(part); n != len(part) || err != nil {
 				t.Fatalf("Write: %d, %v", n, err)
@@ -30,27 +29,24 @@ half a li`
 		if want := []string{"1 publishing", "2 answered"}; !slices.Equal(events, want) {
 			t.Fatalf("writes of %d bytes: events %q, want %q", size, events, want)
 		}
-		if got, want := string(s.finish()), "0.3\n{\"result\":\"0.3\"}\n{not json\nhalf a li"; got != want {
+		if got, want := string(s.Finish()), "0.3\n{\"result\":\"0.3\"}\n{not json\nhalf a li"; got != want {
 			t.Fatalf("writes of %d bytes: kept %q, want %q", size, got, want)
 		}
 	}
 }
 
 func TestTailKeepsTheEnd(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "log")
-	l, err := newTail(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for i := range tailLines + 50 {
+	var whole bytes.Buffer
+	l := &Tail{Copy: &whole}
+	for i := range TailLines + 50 {
 		fmt.Fprintf(l, "line %d\n", i)
 	}
 	fmt.Fprint(l, "unfinished")
-	all := l.lines()
-	if len(all) != tailLines+1 || all[0] != "line 50" || l.last() != "unfinished" {
-		t.Errorf("%d lines from %q to %q, want %d from \"line 50\" to \"unfinished\"", len(all), all[0], l.last(), tailLines+1)
+	all := l.Lines()
+	if len(all) != TailLines+1 || all[0] != "line 50" || l.Last() != "unfinished" {
+		t.Errorf("%d lines from %q to %q, want %d from \"line 50\" to \"unfinished\"", len(all), all[0], l.Last(), TailLines+1)
 	}
-	if info, err := os.Stat(path); err != nil || info.Size() < 2000 {
-		t.Errorf("log file: %v, %v; want all lines in it", info, err)
+	if n := bytes.Count(whole.Bytes(), []byte("\n")); n != TailLines+50 {
+		t.Errorf("copied: %d lines, want all %d", n, TailLines+50)
 	}
 }

@@ -1,0 +1,286 @@
+package cluster
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"sigs.k8s.io/kind/pkg/apis/config/v1alpha4"
+
+	"warren.example/lab/internal/host"
+)
+
+func TestValidate(t *testing.T) {
+	values := filepath.Join(t.TempDir(), "a=b.yaml")
+	if err := os.WriteFile(values, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for name, tc := range map[string]struct {
+		o    Options
+		want []string // parts of the error; none: valid
+	}{
+		"nothing":            {Options{}, nil},
+		"all of our own":     {Options{Name: "a-1", Namespace: "b", Release: "c", Nodes: 1, Reuse: true, Export: true, Values: []string{"a.b=c", values}}, nil},
+		"a named context":    {Options{Context: "kind-theirs", Namespace: "b", Keep: true, Nodes: 3}, nil},
+		"two nodes":          {Options{Nodes: 2}, []string{"nodes 2"}},
+		"upper case":         {Options{Name: "Warren"}, []string{`name "Warren"`}},
+		"a hyphen at an end": {Options{Namespace: "-a", Release: "a-"}, []string{`namespace "-a"`, `release "a-"`}},
+		"too long":           {Options{Name: strings.Repeat("a", 49)}, []string{"at most 48"}},
+		"no such file":       {Options{Values: []string{"nowhere.yaml"}}, []string{"values nowhere.yaml"}},
+		"a context and ours": {Options{Context: "x", Name: "warren", Reuse: true, Images: Images{Node: "y"}}, []string{"name and context x", "reuse and context x", "node image and context x"}},
+	} {
+		err := tc.o.Validate()
+		if (err == nil) != (len(tc.want) == 0) {
+			t.Errorf("%s: %v, want an error with %q", name, err, tc.want)
+		}
+		for _, part := range tc.want {
+			if err != nil && !strings.Contains(err.Error(), part) {
+				t.Errorf("%s: %v, want it to say %q", name, err, part)
+			}
+		}
+	}
+}
+
+func TestWhatToDoWithAKindCluster(t *testing.T) {
+	const take, create, replace, refuse = "take", "create", "replace", "refuse"
+	theirs, half := kindState{exists: true}, kindState{exists: true, marked: true}
+	left := kindState{exists: true, marked: true, finished: true}
+	kept := kindState{exists: true, marked: true, finished: true, kept: true}
+	given := kindState{exists: true, finished: true} // its nodes were labelled by hand
+	for name, tc := range map[string]struct {
+		state           kindState
+		without, reused string
+	}{
+		"none":           {kindState{}, create, create},
+		"somebody's":     {theirs, refuse, refuse},
+		"half made":      {half, replace, replace},
+		"left":           {left, replace, take},
+		"kept":           {kept, refuse, take},
+		"handed over":    {given, replace, take},
+		"kept, not ours": {kindState{exists: true, kept: true}, refuse, refuse},
+	} {
+		for reuse, want := range map[bool]string{false: tc.without, true: tc.reused} {
+			got := take
+			switch again, err := tc.state.decide("warren", reuse); {
+			case err != nil:
+				got = refuse
+			case again:
+				got = replace
+			case !tc.state.exists:
+				got = create
+			}
+			if got != want {
+				t.Errorf("%s, reuse %v: %s, want %s", name, reuse, got, want)
+			}
+		}
+	}
+}
+
+func TestWhatToDoWithARelease(t *testing.T) {
+	secret := func(version, status string, made bool) corev1.Secret {
+		s := corev1.Secret{ObjectMeta: metav1.ObjectMeta{Labels: map[string]string{"version": version, "status": status}}}
+		if made {
+			s.Labels[madeLabel] = madeBy
+		}
+		return s
+	}
+	for name, tc := range map[string]struct {
+		secrets         []corev1.Secret
+		replace, refuse bool
+	}{
+		"none":                    {nil, false, false},
+		"deployed":                {[]corev1.Secret{secret("1", "deployed", true)}, false, false},
+		"pending":                 {[]corev1.Secret{secret("1", "pending-install", true)}, true, false},
+		"the tenth is the newest": {[]corev1.Secret{secret("10", "failed", true), secret("9", "deployed", true)}, true, false},
+		"somebody's":              {[]corev1.Secret{secret("1", "deployed", false)}, false, true},
+		"somebody's pending":      {[]corev1.Secret{secret("1", "pending-upgrade", false)}, false, true},
+	} {
+		replace, err := newest(tc.secrets).decide("warren", "default")
+		if replace != tc.replace || (err != nil) != tc.refuse {
+			t.Errorf("%s: replace %v, %v; want replace %v, refused %v", name, replace, err, tc.replace, tc.refuse)
+		}
+	}
+}
+
+func TestInotifyJudgement(t *testing.T) {
+	for _, tc := range []struct {
+		instances, used, watches int
+		ok                       bool
+	}{
+		{128, 10, 8192, true}, {128, 68, 8192, true}, {128, 69, 8192, false}, {512, 100, 2999, false}, {512, 100, 3000, true},
+	} {
+		c := judgeInotify(tc.instances, tc.used, tc.watches, 60, 3000)
+		if c.OK != tc.ok {
+			t.Errorf("%d of %d instances in use, %d watches: %v, want %v", tc.used, tc.instances, tc.watches, c.OK, tc.ok)
+		}
+		if (c.err() == nil) != tc.ok || !tc.ok && !strings.Contains(c.err().Error(), "sysctl -w fs.inotify.max_user_instances=512") {
+			t.Errorf("error %v, want one with what to do only if it is not enough", c.err())
+		}
+	}
+}
+
+func TestTakenPort(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	port := l.Addr().(*net.TCPAddr).Port
+	config := &v1alpha4.Cluster{Nodes: []v1alpha4.Node{{ExtraPortMappings: []v1alpha4.PortMapping{{ListenAddress: "127.0.0.1", HostPort: int32(port)}, {HostPort: 0}}}}}
+	if c := checkPorts(config); c.OK || !strings.Contains(c.err().Error(), fmt.Sprint(port)) {
+		t.Errorf("with %d taken: %+v", port, c)
+	}
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if c := checkPorts(config); !c.OK {
+		t.Errorf("with %d free: %+v", port, c)
+	}
+}
+
+func TestKindConfigIsMarked(t *testing.T) {
+	root, err := host.Repository()
+	if err != nil {
+		t.Fatal(err)
+	}
+	config, err := (&Cluster{root: root}).readKindConfig()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(config.Nodes) < 3 {
+		t.Errorf("k8s/kind.yaml has %d nodes, want room for three brokers", len(config.Nodes))
+	}
+	for i, n := range config.Nodes {
+		if !slices.ContainsFunc(n.ExtraMounts, func(m v1alpha4.Mount) bool { return m.ContainerPath == markMount }) {
+			t.Errorf("node %d has no mark", i)
+		}
+	}
+	if _, err := (&Cluster{o: Options{kindConfig: []byte("nodez: []")}}).readKindConfig(); err == nil {
+		t.Error("an unknown field is not refused")
+	}
+}
+
+func TestImageValues(t *testing.T) {
+	for image, want := range map[string]map[string]string{
+		"rabbitmq":                         {"repository": "rabbitmq", "digest": ""},
+		"rabbitmq:4-management":            {"repository": "rabbitmq", "tag": "4-management", "digest": ""},
+		"example.com:5000/a/rabbitmq":      {"registry": "example.com:5000", "repository": "a/rabbitmq", "digest": ""},
+		"localhost:5000/rabbitmq:4":        {"registry": "localhost:5000", "repository": "rabbitmq", "tag": "4", "digest": ""},
+		"bitnami/rabbitmq:4@sha256:012345": {"repository": "bitnami/rabbitmq", "tag": "4", "digest": "sha256:012345"},
+	} {
+		if got := imageValues(image); !maps.Equal(got, want) {
+			t.Errorf("%s: %v, want %v", image, got, want)
+		}
+	}
+}
+
+func TestWantedImages(t *testing.T) {
+	specs, err := podSpecs([]byte(`---
+apiVersion: v1
+kind: Service
+spec: {template: not a pod's}
+---
+apiVersion: v1
+kind: Pod
+spec: {containers: [{name: a, image: one}]}
+---
+apiVersion: apps/v1
+kind: StatefulSet
+spec:
+  template:
+    spec:
+      initContainers: [{name: a, image: two}]
+      containers: [{name: b, image: one}, {name: c, image: three}]
+`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, want := wantedImages(specs), []string{"one", "three", "two"}; !slices.Equal(got, want) {
+		t.Errorf("%v, want %v", got, want)
+	}
+}
+
+func TestPodState(t *testing.T) {
+	waiting := func(reason, message string) corev1.ContainerStatus {
+		return corev1.ContainerStatus{Name: "c", State: corev1.ContainerState{Waiting: &corev1.ContainerStateWaiting{Reason: reason, Message: message}}}
+	}
+	running := corev1.ContainerStatus{Name: "c", State: corev1.ContainerState{Running: &corev1.ContainerStateRunning{}}}
+	for want, status := range map[string]corev1.PodStatus{
+		"":                                {Conditions: []corev1.PodCondition{{Type: corev1.PodReady, Status: corev1.ConditionTrue}}},
+		"Pending":                         {Phase: corev1.PodPending},
+		"Unschedulable: no room":          {Conditions: []corev1.PodCondition{{Type: corev1.PodScheduled, Status: corev1.ConditionFalse, Reason: "Unschedulable", Message: "no room. preemption: no"}}},
+		"c: ContainerCreating":            {ContainerStatuses: []corev1.ContainerStatus{waiting("ContainerCreating", "")}},
+		"c: ImagePullBackOff: no such":    {ContainerStatuses: []corev1.ContainerStatus{waiting("ImagePullBackOff", "no such")}},
+		"c: runs, not ready":              {ContainerStatuses: []corev1.ContainerStatus{running}},
+		"c: CrashLoopBackOff: back-off 5": {InitContainerStatuses: []corev1.ContainerStatus{waiting("CrashLoopBackOff", "back-off 5")}, ContainerStatuses: []corev1.ContainerStatus{waiting("PodInitializing", "")}},
+	} {
+		if got := podState(corev1.Pod{Status: status}); got != want {
+			t.Errorf("%+v: %q, want %q", status, got, want)
+		}
+	}
+	if got := podState(corev1.Pod{Status: corev1.PodStatus{Phase: corev1.PodSucceeded}}); got != "" {
+		t.Errorf("a pod that has ended well: %q", got)
+	}
+}
+
+func TestAwait(t *testing.T) {
+	c := &Cluster{o: Options{Progress: func(string) {}}}
+	looks := 0
+	if err := c.await(t.Context(), time.Minute, func(context.Context) ([]string, error) {
+		looks++
+		if looks == 1 {
+			return nil, errors.New("refused") // the API server starts
+		}
+		return nil, nil
+	}); err != nil || looks != 2 {
+		t.Errorf("%d looks, %v; want 2 and no error", looks, err)
+	}
+	still := func(context.Context) ([]string, error) { return []string{"pod-0: ContainerCreating"}, nil }
+	if err := c.await(t.Context(), time.Nanosecond, still); err == nil || !strings.Contains(err.Error(), "pod-0: ContainerCreating") {
+		t.Errorf("too late: %v, want what was waited for", err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := c.await(ctx, time.Minute, still); !errors.Is(err, context.Canceled) {
+		t.Errorf("interrupted: %v, want context.Canceled", err)
+	}
+}
+
+// Two labs on one name: the second is refused as long as the first lives.
+func TestLock(t *testing.T) {
+	t.Setenv("TMPDIR", t.TempDir())
+	a, b := &Cluster{o: Options{Name: "warren-t"}}, &Cluster{o: Options{Name: "warren-t"}}
+	if err := a.lockName(); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.lockName(); err == nil || !strings.Contains(err.Error(), "name warren-t: another lab") {
+		t.Errorf("second lab: %v, want a refusal", err)
+	}
+	a.unlock()
+	if err := b.lockName(); err != nil {
+		t.Errorf("after the first has gone: %v", err)
+	}
+	b.unlock()
+}
+
+// A context that the kubeconfig does not have is refused with those it has.
+func TestUnknownContext(t *testing.T) {
+	kubeconfig := filepath.Join(t.TempDir(), "config")
+	text := "apiVersion: v1\nkind: Config\ncontexts: [{name: theirs, context: {cluster: c, user: u}}]\ncurrent-context: theirs\n"
+	if err := os.WriteFile(kubeconfig, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	c := &Cluster{o: Options{Context: "mine", Kubeconfig: kubeconfig}}
+	if err := c.useContext(t.Context()); err == nil || !strings.Contains(err.Error(), "context mine") || !strings.Contains(err.Error(), "it has: theirs") {
+		t.Errorf("got %v, want the contexts that there are", err)
+	}
+}

@@ -1,0 +1,63 @@
+package scenario
+
+import (
+	amqp "github.com/rabbitmq/amqp091-go"
+
+	"warren.example/lab/substrate"
+	"warren.example/messaging/contract"
+)
+
+// Broker is what a story does to the broker.
+type Broker struct{ w *World }
+
+// Kill ends the Erlang VM of every node by SIGKILL. The broker is away until
+// Start.
+func (b Broker) Kill() {
+	b.w.tell("SIGKILL to the broker")
+	b.w.must(b.w.broker.CrashAll(b.w.ctx), "kill the broker")
+}
+
+// Start starts every node that is dead and returns when all answer.
+func (b Broker) Start() {
+	b.w.tell("starting the broker again")
+	b.w.must(b.w.broker.StartAll(b.w.ctx), "start the broker")
+}
+
+// Leader is the node that leads a queue.
+func (b Broker) Leader(queue string) int {
+	node, err := b.w.broker.Leader(b.w.ctx, b.w.room, queue)
+	b.w.must(err, "find the leader of %s", queue)
+	return node
+}
+
+// KillNode ends one node's VM by SIGKILL. Where nobody watches over nodes it is
+// away until Start.
+func (b Broker) KillNode(node int) {
+	b.w.tell("SIGKILL to one node of the broker")
+	b.w.must(b.w.broker.Crash(b.w.ctx, node), "kill node %d", node)
+}
+
+// Roll restarts one node after the other, as for a new version, and returns when
+// the last is back.
+func (b Broker) Roll() {
+	b.w.tell("restarting one node of the broker after the other")
+	b.w.must(substrate.Roll(b.w.ctx, b.w.broker), "restart the broker's nodes")
+}
+
+// RemoveQueue deletes the request queue, as if it had never been declared.
+func (b Broker) RemoveQueue() {
+	b.w.must(func() error {
+		conn, err := amqp.Dial(b.w.room.AdminURL())
+		if err != nil {
+			return err
+		}
+		defer conn.Close()
+		ch, err := conn.Channel()
+		if err != nil {
+			return err
+		}
+		_, err = ch.QueueDelete(contract.RequestQueue, false, false, false)
+		return err
+	}(), "delete %s", contract.RequestQueue)
+	b.w.queues = []string{contract.DeadLetterQueue}
+}

@@ -1,0 +1,247 @@
+package kubernetes
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"hash/maphash"
+	"io"
+	"sync"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"warren.example/lab/substrate/process"
+	"warren.example/messaging/event"
+)
+
+// follower reads the log of a pod's container, of all its lives, from the first
+// line to the last.
+//
+// A stream of the log ends with the container, but it also ends when a
+// connection breaks or an API server restarts, and the next one begins at the
+// first line again. So every line carries the time at which the container
+// runtime took it, and one that was seen is not taken twice. A life's log is
+// complete when a stream of it ended in peace, and the container is known to
+// have ended by then. Of a pod's dead lives Kubernetes keeps the last only: one
+// that was gone before it could be read is told as missed.
+type follower struct {
+	pods   *pods
+	name   string
+	open   func(context.Context, *corev1.PodLogOptions) (io.ReadCloser, error)
+	take   func(line []byte)
+	missed func(life int)
+
+	seed maphash.Seed
+	seen map[uint64]struct{}
+	calm bool // the last stream that began ended in peace
+
+	mu     sync.Mutex
+	read   int           // lives that are read to the end
+	more   chan struct{} // closed and replaced when read grows
+	closed chan struct{} // closed when nothing more will come
+}
+
+func follow(ctx context.Context, p *pods, name string, take func(line []byte), missed func(life int)) *follower {
+	f := newFollower(p, name, take, missed)
+	go func() {
+		defer close(f.closed)
+		f.run(ctx)
+	}()
+	return f
+}
+
+func newFollower(p *pods, name string, take func(line []byte), missed func(life int)) *follower {
+	return &follower{
+		pods: p, name: name, take: take, missed: missed, seed: maphash.MakeSeed(), seen: map[uint64]struct{}{},
+		more: make(chan struct{}), closed: make(chan struct{}),
+		open: func(ctx context.Context, o *corev1.PodLogOptions) (io.ReadCloser, error) {
+			return p.client.CoreV1().Pods(p.namespace).GetLogs(name, o).Stream(ctx)
+		},
+	}
+}
+
+const retryAfter = 250 * time.Millisecond // of a stream that broke
+
+// run reads one life after the other until the pod is over or gone.
+func (f *follower) run(ctx context.Context) {
+	complete := false
+	for life := 0; ; {
+		var pod *corev1.Pod
+		err := f.pods.await(ctx, f.name, func(p *corev1.Pod) bool {
+			pod = p
+			s := status(p)
+			return p == nil || int(s.RestartCount) > life || int(s.RestartCount) == life && !complete && (s.State.Running != nil || s.State.Terminated != nil) || over(p)
+		})
+		switch {
+		case err != nil:
+			return
+		case pod == nil:
+			if !complete {
+				f.missed(life)
+			}
+			return
+		case restarts(pod) > life: // the next life has begun
+			if complete || f.previous(ctx, life) {
+				f.finished(life)
+			} else if ctx.Err() == nil {
+				f.missed(life)
+			}
+			life, complete = life+1, false
+		case complete || status(pod).State.Terminated == nil && status(pod).State.Running == nil: // over; it may never have run
+			f.finished(life)
+			return
+		default:
+			complete = f.current(ctx, life)
+			if complete {
+				f.finished(life)
+			}
+		}
+	}
+}
+
+// current reads the log of the life that is or was the last, and says whether
+// it is complete.
+func (f *follower) current(ctx context.Context, life int) bool {
+	err := f.stream(ctx, &corev1.PodLogOptions{Follow: true, Timestamps: true})
+	if ctx.Err() != nil {
+		return false
+	}
+	pod, why := f.pods.client.CoreV1().Pods(f.pods.namespace).Get(ctx, f.name, metav1.GetOptions{})
+	switch {
+	case apierrors.IsNotFound(why):
+		return f.calm // deleted, and its last line was read
+	case err == nil && why == nil && ended(pod, life) != nil:
+		return true
+	}
+	pause(ctx, retryAfter)
+	return false
+}
+
+// previous reads the log of the life before the last, and says whether it was
+// still that life's when it was read.
+func (f *follower) previous(ctx context.Context, life int) bool {
+	for ctx.Err() == nil {
+		err := f.stream(ctx, &corev1.PodLogOptions{Previous: true, Timestamps: true})
+		pod, why := f.pods.client.CoreV1().Pods(f.pods.namespace).Get(ctx, f.name, metav1.GetOptions{})
+		switch {
+		case apierrors.IsNotFound(why):
+			return false
+		case why == nil && restarts(pod) != life+1:
+			return false
+		case err == nil && why == nil:
+			return true
+		case apierrors.IsBadRequest(err): // the container's remains are gone
+			return false
+		}
+		pause(ctx, retryAfter)
+	}
+	return false
+}
+
+func pause(ctx context.Context, d time.Duration) {
+	select {
+	case <-time.After(d):
+	case <-ctx.Done():
+	}
+}
+
+// stream takes the lines of one stream. It returns nil if the stream ended in
+// peace.
+func (f *follower) stream(ctx context.Context, o *corev1.PodLogOptions) error {
+	s, err := f.open(ctx, o)
+	if err != nil {
+		return err
+	}
+	defer s.Close()
+	err = f.lines(s)
+	f.calm = err == nil
+	return err
+}
+
+func (f *follower) lines(r io.Reader) error {
+	for b := bufio.NewReader(r); ; {
+		line, err := b.ReadBytes('\n')
+		if errors.Is(err, io.EOF) {
+			return nil // what has no end is not a line: a process died writing it, or it comes again
+		}
+		if err != nil {
+			return err
+		}
+		sum := maphash.Bytes(f.seed, line)
+		if _, twice := f.seen[sum]; twice {
+			continue
+		}
+		f.seen[sum] = struct{}{}
+		if _, text, ok := bytes.Cut(line, []byte(" ")); ok { // after the runtime's time
+			f.take(text)
+		}
+	}
+}
+
+func (f *follower) finished(life int) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if life < f.read {
+		return
+	}
+	f.read = life + 1
+	close(f.more)
+	f.more = make(chan struct{})
+}
+
+// await returns when the log of a life has been read to its end, or as far as
+// there will ever be.
+func (f *follower) await(ctx context.Context, life int) error {
+	for {
+		f.mu.Lock()
+		read, more := f.read, f.more
+		f.mu.Unlock()
+		if read > life {
+			return nil
+		}
+		select {
+		case <-more:
+		case <-f.closed:
+			return nil
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// sorter tells the lines of a log apart. Kubernetes mixes a container's two
+// outputs: event lines and the JSON that a one-shot command prints are known by
+// their form, and everything else counts as log.
+type sorter struct {
+	event func(event.Line)
+	tail  process.Tail
+
+	mu     sync.Mutex
+	result bytes.Buffer // what a one-shot command printed
+}
+
+func (s *sorter) take(line []byte) {
+	if l, ok := process.Event(line); ok {
+		s.event(l)
+		return
+	}
+	var object map[string]any
+	if bytes.HasPrefix(line, []byte("{")) && json.Unmarshal(line, &object) == nil && object["level"] == nil {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.result.Write(line)
+		return
+	}
+	_, _ = s.tail.Write(line)
+}
+
+func (s *sorter) printed() []byte {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return bytes.Clone(s.result.Bytes())
+}

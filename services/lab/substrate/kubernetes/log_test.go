@@ -1,0 +1,260 @@
+package kubernetes
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/client-go/kubernetes/fake"
+
+	"warren.example/messaging/event"
+)
+
+// kubelet has one pod with one container, and keeps the logs of its last two
+// lives, as the real one does.
+type kubelet struct {
+	t      *testing.T
+	client *fake.Clientset
+
+	mu    sync.Mutex
+	lives []string // logs, a letter for each line
+	cuts  []cut    // of the streams to come; after them none is cut
+	pod   *corev1.Pod
+}
+
+// cut is what happens while a stream is read, which then breaks in the middle or,
+// if whole, ends in peace.
+type cut struct {
+	happens func()
+	whole   bool
+}
+
+const namespace = "warren"
+
+func newKubelet(t *testing.T, log string) *kubelet {
+	k := &kubelet{t: t, lives: []string{log}, pod: &corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{Name: "it", Namespace: namespace, UID: "1", Labels: map[string]string{partOf: suite, instance: "room", roomLabel: "room"}},
+		Status:     corev1.PodStatus{Phase: corev1.PodRunning, ContainerStatuses: []corev1.ContainerStatus{{State: running()}}},
+	}}
+	k.client = fake.NewClientset(k.pod.DeepCopy())
+	return k
+}
+
+func running() corev1.ContainerState {
+	return corev1.ContainerState{Running: &corev1.ContainerStateRunning{}}
+}
+
+func dead(code int32) corev1.ContainerState {
+	return corev1.ContainerState{Terminated: &corev1.ContainerStateTerminated{ExitCode: code}}
+}
+
+// change is called with the lock held.
+func (k *kubelet) change(f func(*corev1.Pod)) {
+	f(k.pod)
+	if _, err := k.client.CoreV1().Pods(namespace).UpdateStatus(context.Background(), k.pod.DeepCopy(), metav1.UpdateOptions{}); err != nil {
+		k.t.Error(err)
+	}
+}
+
+// restart begins the next life, with this log.
+func (k *kubelet) restart(log string) {
+	k.lives = append(k.lives, log)
+	k.change(func(p *corev1.Pod) {
+		s := &p.Status.ContainerStatuses[0]
+		s.RestartCount++
+		s.State, s.LastTerminationState = running(), dead(killedCode)
+	})
+}
+
+// end ends the last life and the pod.
+func (k *kubelet) end() {
+	k.change(func(p *corev1.Pod) {
+		p.Status.Phase = corev1.PodSucceeded
+		p.Status.ContainerStatuses[0].State = dead(0)
+	})
+}
+
+func (k *kubelet) remove() {
+	k.pod = nil
+	if err := k.client.CoreV1().Pods(namespace).Delete(context.Background(), "it", metav1.DeleteOptions{}); err != nil {
+		k.t.Error(err)
+	}
+}
+
+// open is a stream of the log: all lines of a life, after its end or after what
+// happens when it breaks.
+func (k *kubelet) open(_ context.Context, o *corev1.PodLogOptions) (io.ReadCloser, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.pod == nil {
+		return nil, apierrors.NewNotFound(schema.GroupResource{Resource: "pods"}, "it")
+	}
+	life := len(k.lives) - 1
+	if o.Previous {
+		life--
+	}
+	var text strings.Builder
+	for i, line := range strings.Split(k.lives[life], "") {
+		fmt.Fprintf(&text, "2026-11-24T03:00:%02d.%09dZ %s\n", life, i, line)
+	}
+	whole := io.NopCloser(strings.NewReader(text.String()))
+	if o.Previous || len(k.cuts) == 0 {
+		return whole, nil
+	}
+	c := k.cuts[0]
+	k.cuts = k.cuts[1:]
+	c.happens()
+	if c.whole {
+		return whole, nil
+	}
+	half := text.String()[:text.Len()/2]
+	return io.NopCloser(io.MultiReader(strings.NewReader(half), broken{})), nil
+}
+
+func nothing() {}
+
+type broken struct{}
+
+func (broken) Read([]byte) (int, error) { return 0, errors.New("connection reset by peer") }
+
+// However streams end, each line is taken once and in order, and a life that
+// could not be read is told.
+func TestFollow(t *testing.T) {
+	for name, tc := range map[string]struct {
+		log    string
+		happen func(*kubelet) // before the log is followed
+		want   string
+		missed []int
+	}{
+		"nothing happens": {"abcd", func(k *kubelet) { k.end() }, "abcd", nil},
+		"a stream breaks": {"abcd", func(k *kubelet) {
+			k.cuts = []cut{{nothing, false}, {nothing, false}, {k.end, false}}
+		}, "abcd", nil},
+		"a stream ends in peace before the container does": {"abcd", func(k *kubelet) {
+			k.cuts = []cut{{nothing, true}, {k.end, false}}
+		}, "abcd", nil},
+		"it restarts while nobody reads": {"abcd", func(k *kubelet) {
+			k.cuts = []cut{{func() { k.restart("efgh") }, false}, {k.end, true}}
+		}, "abcdefgh", nil},
+		"it restarts twice while nobody reads": {"abcd", func(k *kubelet) {
+			k.cuts = []cut{{func() { k.restart("efgh"); k.restart("ijkl") }, false}, {k.end, true}}
+		}, "abefghijkl", []int{0}},
+		"it is deleted after its last line was read": {"abcd", func(k *kubelet) {
+			k.cuts = []cut{{k.remove, true}}
+		}, "abcd", nil},
+		"it is deleted while nobody reads": {"abcd", func(k *kubelet) {
+			k.cuts = []cut{{k.remove, false}}
+		}, "ab", []int{0}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+			defer cancel()
+			k := newKubelet(t, tc.log)
+			p, err := watchPods(ctx, k.client, namespace, "warren")
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer p.close()
+			k.mu.Lock()
+			tc.happen(k)
+			k.mu.Unlock()
+			var got strings.Builder
+			var missed []int
+			f := newFollower(p, "it", func(line []byte) { got.WriteString(strings.TrimSpace(string(line))) }, func(life int) { missed = append(missed, life) })
+			f.open = k.open
+			f.run(ctx)
+			if got.String() != tc.want || !slices.Equal(missed, tc.missed) {
+				t.Errorf("took %q, missed lives %v; want %q, %v", got.String(), missed, tc.want, tc.missed)
+			}
+		})
+	}
+}
+
+// What has no end is not a line: it comes again, or its process died over it.
+func TestHalfALine(t *testing.T) {
+	var got []string
+	f := newFollower(&pods{}, "it", func(line []byte) { got = append(got, string(line)) }, nil)
+	for _, text := range []string{"t1 a\nt2 b", "t1 a\nt2 b\nt2 b\nt3 b\n"} {
+		if err := f.lines(strings.NewReader(text)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if want := []string{"a\n", "b\n", "b\n"}; !slices.Equal(got, want) {
+		t.Errorf("took %q, want %q", got, want)
+	}
+}
+
+// Kubernetes mixes both outputs of a container.
+func TestSorter(t *testing.T) {
+	var events []string
+	s := sorter{event: func(l event.Line) { events = append(events, fmt.Sprintf("%d %s", l.Seq, l.Event)) }}
+	for _, line := range []string{
+		`{"run":"r","instance":"i","seq":1,"event":"publishing","request":"a"}`,
+		`{"level":"info","ts":"2026-11-24T03:00:00Z","msg":"connected"}`,
+		`{"request":"a","result":"0.3","outcome":"answered"}`,
+		`answered  500`,
+		`{not json`,
+	} {
+		s.take([]byte(line + "\n"))
+	}
+	if want := []string{"1 publishing"}; !slices.Equal(events, want) {
+		t.Errorf("events %q, want %q", events, want)
+	}
+	if got, want := string(s.printed()), `{"request":"a","result":"0.3","outcome":"answered"}`+"\n"; got != want {
+		t.Errorf("printed %q, want %q", got, want)
+	}
+	if got := s.tail.Lines(); len(got) != 3 || !strings.Contains(got[0], "connected") || got[1] != "answered  500" || got[2] != "{not json" {
+		t.Errorf("log %q, want the three other lines", got)
+	}
+}
+
+// What happens to pods that the lab did not order is told once; what it ordered
+// is not.
+func TestDisturbances(t *testing.T) {
+	pod := func(name, of string, restarts int32) *corev1.Pod {
+		return &corev1.Pod{
+			ObjectMeta: metav1.ObjectMeta{Name: name, Namespace: namespace, UID: "uid-" + "1", Labels: map[string]string{partOf: suite, instance: of}},
+			Status:     corev1.PodStatus{ContainerStatuses: []corev1.ContainerStatus{{RestartCount: restarts, State: running()}}},
+		}
+	}
+	deleted := func(p *corev1.Pod) *corev1.Pod {
+		now := metav1.Now()
+		p.DeletionTimestamp = &now
+		return p
+	}
+	starved := func(p *corev1.Pod) *corev1.Pod {
+		p.Status.ContainerStatuses[0].LastTerminationState = corev1.ContainerState{Terminated: &corev1.ContainerStateTerminated{ExitCode: killedCode, Reason: "OOMKilled"}}
+		return p
+	}
+	for name, tc := range map[string]struct {
+		before, now *corev1.Pod
+		ordered     bool
+		want        string // empty: nothing is told
+	}{
+		"a service dies and starts again": {pod("server-0", "room", 0), pod("server-0", "room", 1), false, ""},
+		"a service is deleted":            {pod("server-0", "room", 0), deleted(pod("server-0", "room", 0)), false, "pod server-0 was deleted, and not by the lab"},
+		"by the lab":                      {pod("server-0", "room", 0), deleted(pod("server-0", "room", 0)), true, ""},
+		"a service without memory":        {pod("server-0", "room", 0), starved(pod("server-0", "room", 1)), false, "pod server-0 ran out of memory, and not by the lab"},
+		"a broker node restarts":          {pod("warren-rabbitmq-0", "warren", 0), pod("warren-rabbitmq-0", "warren", 1), false, "pod warren-rabbitmq-0 restarted (1), and not by the lab"},
+		"crashed by the lab":              {pod("warren-rabbitmq-0", "warren", 0), pod("warren-rabbitmq-0", "warren", 1), true, ""},
+	} {
+		p := newPods(nil, namespace, "warren")
+		p.order(tc.before, tc.ordered)
+		p.see(nil, tc.before)
+		p.see(tc.before, tc.now)
+		p.see(tc.now, tc.now)
+		if got := strings.Join(p.disturbances(0), "; "); got != tc.want {
+			t.Errorf("%s: %q, want %q", name, got, tc.want)
+		}
+	}
+}
