@@ -40,9 +40,9 @@ func upgradeServers(settings Settings) func(*World) {
 		v := w.Settle()
 		// VERDICT
 		for _, pod := range old {
-			v.Hit("requests in every old pod's hands", len(v.Where(func(l event.Line) bool { return l.Instance == pod.Name() && l.Event == event.Delivered })) > 0)
+			v.Hit("requests in every old pod's hands", len(v.taken(pod)) > 0)
 		}
-		v.None(onceEach, v.Redelivered())
+		v.None(onceEach, v.AtLeast(2, event.Delivered))
 		v.Same(everyCall, v.With(event.Answered), v.asked())
 	}
 }

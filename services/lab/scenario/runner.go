@@ -121,7 +121,7 @@ func (r Runner) play(ctx context.Context, name, part string, change Change, run 
 		return played{err: fmt.Errorf("open a room: %w", err)}
 	}
 	w := &World{
-		ctx: ctx, room: room, broker: r.Substrate.Broker(), ledger: l, slow: slow, record: record, tell: tell, names: map[string]int{},
+		ctx: ctx, under: r.Substrate, room: room, broker: r.Substrate.Broker(), ledger: l, slow: slow, record: record, tell: tell, names: map[string]int{},
 		queues: []string{contract.RequestQueue, contract.DeadLetterQueue},
 	}
 	w.Broker = Broker{w}
@@ -138,6 +138,7 @@ func (r Runner) play(ctx context.Context, name, part string, change Change, run 
 		p.disturbed = room.Disturbances()
 		closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), slow*closeWithin)
 		defer cancel()
+		p.err = errors.Join(p.err, w.startMachines(closing)) // first: pods on one that is off cannot be ended
 		if err := room.Close(closing); err != nil && p.err == nil {
 			p.err = fmt.Errorf("close the room: %w", err)
 		}

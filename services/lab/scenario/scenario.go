@@ -85,6 +85,7 @@ func All() []Scenario {
 		rollingUpgrade,
 		rollingBroker,
 		auditorMoved,
+		workerStopped,
 	}
 }
 

@@ -39,7 +39,7 @@ const (
 )
 
 // World is what a scenario has to say. Its verbs: Serve, Audit, Deploy, Load,
-// Call, Publish, Until, Settle; and what can be done to the Broker.
+// Call, Publish, Until, Settle, Workers; and what can be done to the Broker.
 //
 // A verb that cannot do its part ends the scenario as INCONCLUSIVE, so that
 // scenarios read without error handling, as tests do.
@@ -47,6 +47,7 @@ type World struct {
 	Broker Broker
 
 	ctx    context.Context
+	under  substrate.Substrate
 	room   substrate.Room
 	broker substrate.Broker
 	ledger *ledger.Ledger
@@ -56,6 +57,7 @@ type World struct {
 
 	servants  []*Servant // servers and auditors
 	workloads []*Workload
+	stopped   []*Machine
 	clients   []*Client
 	author    *author
 	names     map[string]int // how many of each role there were
@@ -94,18 +96,18 @@ type Servant struct {
 
 // Serve starts one more calculator server and returns when it is ready.
 func (w *World) Serve(s Settings) *Servant {
-	return w.serve(substrate.CalculatorServer, "server", s)
+	return w.serve(substrate.CalculatorServer, "server", s, "")
 }
 
 // Audit starts the dead-letter auditor and returns when it is ready.
 func (w *World) Audit(s Settings) *Servant {
-	return w.serve(substrate.DeadLetterAuditor, "auditor", s)
+	return w.serve(substrate.DeadLetterAuditor, "auditor", s, "")
 }
 
-func (w *World) serve(kind substrate.Kind, role string, s Settings) *Servant {
+func (w *World) serve(kind substrate.Kind, role string, s Settings, machine string) *Servant {
 	name := w.name(role)
 	w.tell("starting " + name)
-	p, err := w.room.Start(w.ctx, substrate.Service{Kind: kind, Name: name, Env: s, Restart: true})
+	p, err := w.room.Start(w.ctx, substrate.Service{Kind: kind, Name: name, Env: s, Restart: true, Machine: machine})
 	w.must(err, "start %s", name)
 	servant := &Servant{w, p}
 	w.servants = append(w.servants, servant)
@@ -185,12 +187,14 @@ type Client struct {
 func (c *Client) Enough() { c.w.must(c.Terminate(c.w.ctx), "end %s", c.Name()) }
 
 // Load starts a client that sends a load, and does not wait for its end.
-func (w *World) Load(args ...string) *Client { return w.client(append([]string{"load"}, args...)) }
+func (w *World) Load(args ...string) *Client {
+	return w.client(append([]string{"load"}, args...), "")
+}
 
-func (w *World) client(args []string) *Client {
+func (w *World) client(args []string, machine string) *Client {
 	name := w.name("client")
 	w.tell(fmt.Sprintf("%s: %v", name, args))
-	p, err := w.room.Start(w.ctx, substrate.Service{Kind: substrate.Client, Name: name, Args: args})
+	p, err := w.room.Start(w.ctx, substrate.Service{Kind: substrate.Client, Name: name, Args: args, Machine: machine})
 	w.must(err, "start %s %v", name, args)
 	c := &Client{w, p}
 	w.clients = append(w.clients, c)
@@ -227,7 +231,7 @@ func (o Outcome) String() string {
 
 // Call makes one call and returns how it ended.
 func (w *World) Call(args ...string) Outcome {
-	c := w.client(append([]string{"call", "--output", "json"}, args...))
+	c := w.client(append([]string{"call", "--output", "json"}, args...), "")
 	ctx, cancel := context.WithTimeout(w.ctx, w.slow*settleWithin)
 	defer cancel()
 	exit, err := c.Wait(ctx)

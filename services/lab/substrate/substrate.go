@@ -73,6 +73,7 @@ type Service struct {
 	Args    []string          // of the command; nil starts the service itself
 	Env     map[string]string // settings without the prefix, e.g. "PREFETCH": "1"
 	Restart bool              // start it again, within a second, whenever it dies by itself or by Crash
+	Machine string            // one of Machines; "": any
 }
 
 // Process is one started service, across its restarts.
@@ -151,6 +152,8 @@ type Workload interface {
 
 // Machines are what pods and broker nodes run on.
 type Machines interface {
+	// Workers are those that can be stopped.
+	Workers(ctx context.Context) ([]string, error)
 	// BrokerMachine is where a broker node runs.
 	BrokerMachine(node int) string
 	// StopMachine is a power cut; it returns when the cluster has noticed.

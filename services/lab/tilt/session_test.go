@@ -276,7 +276,7 @@ func (s *session) answer(thread *starlark.Thread, c call) (starlark.Value, error
 	case "filter_yaml":
 		return filter(c)
 	case "helm":
-		text, err := helm(c, s.run)
+		text, err := s.helm(c)
 		return blob(text), err
 	case "k8s_yaml":
 		text, ok := c.arg["yaml"].(blob)
@@ -360,8 +360,8 @@ func filter(c call) (starlark.Value, error) {
 
 // helm does what Tilt 0.35 does: it calls the helm in PATH by its name, leaves
 // out what stands in a folder called tests, and sets the namespace.
-func helm(c call, run func(argv []string, dir string, env any) (string, error)) (string, error) {
-	version, err := run([]string{"helm", "version", "--client", "--short"}, "", nil)
+func (s *session) helm(c call) (string, error) {
+	version, err := s.run([]string{"helm", "version", "--client", "--short"}, "", nil)
 	if err != nil || !strings.HasPrefix(version, "v3.") {
 		return "", fmt.Errorf("version %q: %w", version, err)
 	}
@@ -375,7 +375,7 @@ func helm(c call, run func(argv []string, dir string, env any) (string, error)) 
 	for _, v := range c.words("set") {
 		args = append(args, "--set", v)
 	}
-	text, err := run(args, "", nil)
+	text, err := s.run(args, "", nil)
 	if err != nil {
 		return "", err
 	}
@@ -397,22 +397,13 @@ func helm(c call, run func(argv []string, dir string, env any) (string, error)) 
 // What commands printed: at load time they change nothing that matters here.
 var printed sync.Map
 
-// run runs a command, unless it has been run before.
+// run runs a command as Tilt does, unless it has been run before. Its program
+// is looked for in the PATH that the Tiltfile has set.
 func (s *session) run(argv []string, dir string, env any) (string, error) {
 	key := fmt.Sprint(argv, dir, env, s.env)
 	if out, ok := printed.Load(key); ok {
 		return out.(string), nil
 	}
-	out, err := s.execute(argv, dir, env)
-	if err == nil {
-		printed.Store(key, out)
-	}
-	return out, err
-}
-
-// execute runs a command as Tilt does; its program is looked for in the PATH
-// that the Tiltfile has set.
-func (s *session) execute(argv []string, dir string, env any) (string, error) {
 	program, err := find(argv[0], s.env["PATH"])
 	if err != nil {
 		return "", err
@@ -430,6 +421,7 @@ func (s *session) execute(argv []string, dir string, env any) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("%s: %w: %s", strings.Join(argv, " "), err, said.String())
 	}
+	printed.Store(key, string(out))
 	return string(out), nil
 }
 

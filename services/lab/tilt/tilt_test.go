@@ -30,7 +30,7 @@ const ourContext = "kind-warren"
 
 // checks return what is wrong.
 var checks = []func(*session) []string{
-	checkGuard, checkNamespace, checkSeed, checkImages, checkWorkloads, checkForwards, checkDependencies,
+	checkGuard, checkNamespace, checkImages, checkWorkloads, checkForwards, checkDependencies,
 	checkFolders, checkSources, checkLiveUpdate, checkButtons, checkCommands,
 }
 
@@ -102,7 +102,7 @@ func TestBrokenTiltfiles(t *testing.T) {
 		"without pod security":              {"'pod-security.kubernetes.io/enforce': 'restricted'", "", "pod-security.kubernetes.io/enforce"},
 		"two namespaces":                    {"namespace=namespace, kube", "namespace='elsewhere', kube", "elsewhere"},
 		"another release":                   {"name='warren', namespace", "name='other', namespace", "warren-rabbitmq-admin"},
-		"without a seed":                    {"settings.get('set', [])", "settings.get('set', []) + ['seed=']", "rendered twice"},
+		"without a seed":                    {"settings.get('set', [])", "settings.get('set', []) + ['seed=']", "no cluster in sight"},
 		"another image":                     {"'localhost/warren/' + service", "'warren/' + service", "localhost/warren/client"},
 		"an image too many":                 {"('client', 'warren-client', []),", "('client', 'warren-client', []), ('lab', 'warren-client', []),", "no pod has image localhost/warren/lab"},
 		"an unknown workload":               {"'warren-auditor', [port", "'warren-audit', [port", "warren-audit: the chart renders no such workload"},
@@ -118,7 +118,7 @@ func TestBrokenTiltfiles(t *testing.T) {
 		"the broker's chart is not watched": {"watch_file('charts/rabbitmq')", "pass", "not watched"},
 		"an edit without a build":           {"deps=['services/messaging', ", "deps=[", "services/messaging"},
 		"ignored sources":                   {"ignore=['**/*_test.go',", "ignore=['**/*.go',", "ignore"},
-		"the whole tree as context":         {"only=[program]", "only=['.']", "only"},
+		"the whole tree as context":         {"service, '.bin/tilt', dockerfile", "service, '.', dockerfile", "only"},
 		"a program of another place":        {"sync(program, '/app/service')", "sync(program, '/service')", "/service"},
 		"another entrypoint":                {"entrypoint=['/app/service']", "entrypoint=['/service']", "ENTRYPOINT"},
 		"an entrypoint that loses the args": {"entrypoint=['/app/service']", "entrypoint='/app/service'", "a list"},
@@ -138,7 +138,7 @@ func TestBrokenTiltfiles(t *testing.T) {
 		"another node":                      {"'exec', 'warren-control-plane'", "'exec', 'other-control-plane'", "other-control-plane"},
 		"pods of nobody":                    {"all calculator-server | head", "all server | head", "app.kubernetes.io/component=server"},
 		"a script that is none":             {"done; for job", "for job", "Syntax error"},
-		"a process of nobody":               {"killall -9 service", "killall -9 server", "killall"},
+		"a process of nobody":               {"head -n 1)\" service", "head -n 1)\" server", "kills none"},
 		"no question asked":                 {"requires_confirmation=True", "requires_confirmation=False", "requires_confirmation"},
 		"a button on nothing":               {"cmd_button('load', 'warren-client'", "cmd_button('load', 'client'", "client: no such resource"},
 		"a name twice":                      {"cmd_button('load', ", "cmd_button('scenario', ", "scenario: two buttons"},
@@ -200,19 +200,6 @@ func checkNamespace(s *session) (problems []string) {
 		}
 	}
 	return problems
-}
-
-// Tilt renders again at every reload: what differs would be rolled out, and a
-// new cookie would part the brokers.
-func checkSeed(s *session) []string {
-	for _, c := range s.all("helm") {
-		first, err1 := helm(c, s.run)
-		second, err2 := helm(c, s.execute)
-		if err1 != nil || err2 != nil || first != second {
-			return []string{fmt.Sprintf("the chart is not the same when rendered twice (%v, %v)", err1, err2)}
-		}
-	}
-	return nil
 }
 
 // workloads are the pod templates by the name of their workload, which is the
@@ -342,7 +329,7 @@ func checkDependencies(s *session) (problems []string) {
 	}
 	for _, c := range s.all("docker_build_with_restart") {
 		workload, _ := s.built(c.text("ref"))
-		for _, file := range c.words("only") {
+		for _, file := range only(c) {
 			if !slices.Contains(resources[workload], outputs[file]) || outputs[file] == "" {
 				problems = append(problems, fmt.Sprintf("%s: does not depend on what builds %s, the only file of its image", workload, file))
 			}
@@ -361,6 +348,14 @@ func (s *session) compilers() (found []call) {
 	return found
 }
 
+// only are the files of an image's context.
+func only(c call) (files []string) {
+	for _, file := range c.words("only") {
+		files = append(files, path.Join(c.text("context"), file))
+	}
+	return files
+}
+
 func output(c call) string { return path.Join(c.text("dir"), c.words("cmd")[3]) }
 
 func checkFolders(s *session) (problems []string) {
@@ -376,7 +371,7 @@ func checkFolders(s *session) (problems []string) {
 		paths = append(paths, c.words("deps")...)
 	}
 	for _, c := range s.all("docker_build_with_restart") {
-		paths = append(paths, c.text("context"), c.text("dockerfile"))
+		paths = append(paths, c.text("dockerfile"))
 	}
 	for _, p := range slices.Concat(paths, watched) {
 		if _, err := os.Stat(filepath.Join(root, p)); err != nil {
@@ -461,11 +456,14 @@ func checkLiveUpdate(s *session) (problems []string) {
 		for _, step := range c.list("live_update") {
 			sync := step.(map[string]any)
 			from, to := fmt.Sprint(sync["local_path"]), fmt.Sprint(sync["remote_path"])
-			if !slices.Equal(c.words("only"), []string{from}) {
-				wrong(c, "only %q, want %s alone: the rest is not synced", c.words("only"), from)
+			if !slices.Equal(only(c), []string{from}) {
+				wrong(c, "only %q, want %s alone: the rest is not synced", only(c), from)
+			}
+			if _, err := os.Stat(filepath.Join(root, c.text("context"), ".dockerignore")); err == nil {
+				wrong(c, "context %s: has a .dockerignore, which is made for the release image", c.text("context"))
 			}
 			for _, want := range []string{
-				fmt.Sprintf("COPY --chown=%d:%[1]d %s %s\n", user, from, to),
+				fmt.Sprintf("COPY --chown=%d:%[1]d %s %s\n", user, path.Base(from), to),
 				fmt.Sprintf("RUN mkdir %s && chown %d:%[2]d %[1]s\n", path.Dir(to), user), // tar removes the old file first
 				fmt.Sprintf("USER %d:%[1]d\n", user),
 				fmt.Sprintf("ENTRYPOINT [%q]\n", strings.Join(c.words("entrypoint"), " ")),
@@ -623,21 +621,15 @@ func (s *session) selects(selector string) bool {
 	return false
 }
 
-// checkKill looks for what a kill finds its process by.
+// checkKill looks for a process that the pod has.
 func (s *session) checkKill(line string) string {
-	if m := regexp.MustCompile(`killall -9 (\S+)`).FindStringSubmatch(line); m != nil {
-		for _, c := range s.all("docker_build_with_restart") {
-			if path.Base(c.words("entrypoint")[0]) != m[1] {
-				return "killall: want " + path.Base(c.words("entrypoint")[0])
-			}
-		}
-		return ""
+	processes := map[string]string{"pod/rabbitmq": "beam.smp"} // the Erlang VM
+	for _, c := range s.all("docker_build_with_restart") {
+		processes["pod/"+path.Base(c.text("ref"))] = path.Base(c.words("entrypoint")[0])
 	}
-	m := regexp.MustCompile(`cat (/\S+)/\*\.pid`).FindStringSubmatch(line)
-	for _, mount := range s.workloads()["warren-rabbitmq"].Spec.Containers[0].VolumeMounts {
-		if m != nil && mount.MountPath == m[1] {
-			return ""
-		}
+	m := regexp.MustCompile(`exec (\S+) -- sh -c kill -9 \$\(grep -lx (\S+) /proc/`).FindStringSubmatch(line)
+	if m == nil || processes[m[1]] != m[2] {
+		return fmt.Sprintf("kills none of %v", processes)
 	}
-	return "kills by neither a name nor the broker's PID file"
+	return ""
 }

@@ -298,7 +298,7 @@ func (b *Broker) whole(ctx context.Context) error {
 	if running != b.nodes {
 		return fmt.Errorf("%d of %d nodes run", running, b.nodes)
 	}
-	for _, room := range b.s.open() {
+	for _, room := range b.s.roomNames() {
 		queues, err := b.api.Queues(ctx, room)
 		if err != nil {
 			return err

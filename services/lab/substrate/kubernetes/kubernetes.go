@@ -219,8 +219,8 @@ func (s *Substrate) Open(ctx context.Context, name string, change func(*topology
 	return r, nil
 }
 
-// open lists the names of the rooms.
-func (s *Substrate) open() []string {
+// roomNames are of the rooms that are open.
+func (s *Substrate) roomNames() []string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	var names []string

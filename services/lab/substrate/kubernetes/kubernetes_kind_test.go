@@ -216,6 +216,10 @@ func TestBrokerCrash(t *testing.T) {
 	if _, err := r.Queue(t.Context(), contract.RequestQueue); err != nil {
 		t.Errorf("the request queue after all were killed: %v", err)
 	}
+	must(t, "roll", b.Roll(t.Context()))
+	if now := s.pods.get(b.pod(0)); now.UID == pod.UID || restarts(now) != 0 {
+		t.Errorf("pod %s after a roll: UID %s, %d restarts; want another pod", now.Name, now.UID, restarts(now))
+	}
 	if leader, err := b.Leader(t.Context(), r, contract.RequestQueue); err != nil || leader < 0 || leader >= b.Nodes() {
 		t.Errorf("leader %d, %v", leader, err)
 	}
@@ -283,5 +287,14 @@ func TestWorkload(t *testing.T) {
 	}
 	if told := r.Disturbances(); len(told) > 0 {
 		t.Errorf("disturbances %q, want none: all of it was ordered", told)
+	}
+	must(t, "close", r.Close(t.Context()))
+	left := metav1.ListOptions{LabelSelector: instance + "=" + w.(*Workload).release}
+	deployments, err := r.s.client.AppsV1().Deployments(r.s.Namespace).List(t.Context(), left)
+	must(t, "list deployments", err)
+	secrets, err := r.s.client.CoreV1().Secrets(r.s.Namespace).List(t.Context(), left)
+	must(t, "list secrets", err)
+	if len(deployments.Items)+len(secrets.Items) > 0 {
+		t.Errorf("after Close: %d Deployments, %d Secrets of the workload", len(deployments.Items), len(secrets.Items))
 	}
 }

@@ -165,8 +165,12 @@ func (r *Room) Close(ctx context.Context) error {
 	}
 	r.closed = true
 	r.mu.Unlock()
-	errs := []error{r.s.clear(ctx, labels.Set{roomLabel: r.name})} // 1. services
-	r.end()                                                        // 2. the reading of their logs
+	var errs []error
+	for _, w := range r.workloads { // 1. services
+		errs = append(errs, w.close(ctx))
+	}
+	errs = append(errs, r.s.clear(ctx, labels.Set{roomLabel: r.name}))
+	r.end() // 2. the reading of their logs
 	for _, p := range r.processes {
 		<-p.log.closed
 		p.leave()

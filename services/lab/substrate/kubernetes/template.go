@@ -33,6 +33,9 @@ func clone(template corev1.PodTemplateSpec, room, name string, svc substrate.Ser
 		pod.Spec.RestartPolicy = corev1.RestartPolicyAlways
 	}
 	pod.Spec.TopologySpreadConstraints = nil // they count the release's pods
+	if svc.Machine != "" {
+		pod.Spec.NodeSelector = map[string]string{corev1.LabelHostname: svc.Machine}
+	}
 	c := &pod.Spec.Containers[0]
 	// A restart that no scenario ordered would end a life in the middle of a line.
 	c.LivenessProbe, c.StartupProbe = nil, nil

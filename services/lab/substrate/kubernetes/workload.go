@@ -368,7 +368,7 @@ func (s *Substrate) sweepReleases(ctx context.Context) error {
 	if s.Cluster == nil {
 		return nil
 	}
-	out, err := s.Cluster.Helm(ctx, "list", "--all", "--filter", "^lab-[a-z0-9]{5}-[0-9]+-", "--output", "json")
+	out, err := s.Cluster.Helm(ctx, "list", "--filter", "^lab-[a-z0-9]{5}-[0-9]+-", "--output", "json")
 	if err != nil {
 		return err
 	}
@@ -390,6 +390,22 @@ func (s *Substrate) machine(pod string) string {
 		return p.Spec.NodeName
 	}
 	return ""
+}
+
+// Workers are the machines of our own kind cluster but for the control plane.
+func (s *Substrate) Workers(ctx context.Context) ([]string, error) {
+	if !s.Own {
+		return nil, fmt.Errorf("stop a machine: the cluster is not the lab's own: %w", substrate.ErrUnsupported)
+	}
+	nodes, err := s.client.CoreV1().Nodes().List(ctx, metav1.ListOptions{LabelSelector: "!node-role.kubernetes.io/control-plane"})
+	if err != nil {
+		return nil, err
+	}
+	var names []string
+	for _, n := range nodes.Items {
+		names = append(names, n.Name)
+	}
+	return names, nil
 }
 
 // BrokerMachine is where a broker node runs.
