@@ -129,7 +129,7 @@ func TestBrokenTiltfiles(t *testing.T) {
 		"a program for this machine":        {"'CGO_ENABLED': '0', 'GOOS': 'linux', ", "'GOOS': 'linux', ", "CGO_ENABLED"},
 		"an unknown package":                {"'go', 'run', './services/lab', 'run'", "'go', 'run', './services/laboratory', 'run'", "laboratory"},
 		"an unknown flag":                   {"'--reuse', ", "'--recycle', ", "unknown flag: --recycle"},
-		"a flag of another place":           {"'--on=kind', '--reuse'", "'--on=local', '--reuse'", "--reuse: only with --on kind"},
+		"a flag of another place":           {"'--on=kind', '--reuse'", "'--on=local', '--reuse'", ": only with --on kind"},
 		"up with an unknown flag":           {"--on kind --namespace scenarios --detach", "--on kind --namespace scenarios --background", "unknown flag: --background"},
 		"the namespace of scenarios":        {"'--namespace=scenarios'", "'--namespace=warren'", "namespace warren is Tilt's own"},
 		"an unknown scenario":               {"[s['name'] for s in", "['nosuch'] + [s['name'] for s in", "nosuch"},

@@ -186,6 +186,9 @@ func (w *Workload) values() (map[string]any, error) {
 	for _, name := range valuesOf {
 		values[name] = map[string]any{"replicas": 0}
 	}
+	if w.service.Kind == substrate.DeadLetterAuditor { // one token opens every auditor's API
+		service["tokenSecret"], _ = secretOf(s.templates[w.service.Kind], "token")
+	}
 	values[valuesOf[w.service.Kind]] = service
 	return values, nil
 }
