@@ -59,6 +59,12 @@ func upRelease(ctx context.Context, out io.Writer, where *place, servers int, de
 	if err != nil {
 		return setupError(err)
 	}
+	s := &stage{cluster: c}
+	fmt.Fprintln(out, "            helm test: a round trip, and a dead letter that the auditor has")
+	if err := c.Test(ctx); err != nil {
+		s.failed()
+		return setupError(errors.Join(err, s.close(ctx)))
+	}
 	kubectl := "kubectl --context " + o.Context
 	if where.on == "kind" {
 		kubectl = "kubectl --context kind-" + cmp.Or(o.Name, "warren")
@@ -73,7 +79,6 @@ func upRelease(ctx context.Context, out io.Writer, where *place, servers int, de
 	fmt.Fprintln(out, "Ctrl-C here ends it and leaves nothing behind.")
 	<-ctx.Done()
 	fmt.Fprintln(out, "down        taking away what was installed")
-	s := &stage{cluster: c}
 	return setupError(s.close(ctx))
 }
 
