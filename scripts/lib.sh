@@ -76,7 +76,7 @@ kind() { GOWORK=off go -C "$root/scripts/tools" tool kind "$@"; }
 # exit statuses into 1.
 build_lab() {
   need_go
-  readonly lab=$root/.bin/lab
+  lab=$root/.bin/lab
   (cd "$root" && go build -o "$lab" ./services/lab) || die "$exit_set_up" "the lab does not build, see above"
 }
 
