@@ -3,6 +3,8 @@
 package main
 
 import (
+	"net/url"
+	"path"
 	"strings"
 	"sync"
 	"testing"
@@ -24,6 +26,7 @@ func TestHoldsWhilePostgreSQLIsInTrouble(t *testing.T) {
 		"gone":   func(t *testing.T, _ Config) func() { pgtest.Kill(t); return func() { pgtest.Start(t) } },
 		"frozen": func(t *testing.T, _ Config) func() { pgtest.Freeze(t); return func() { pgtest.Thaw(t) } },
 		"locked": lock,
+		"full":   fill,
 	} {
 		t.Run(fault, func(t *testing.T) {
 			broker(t)
@@ -52,6 +55,26 @@ func TestHoldsWhilePostgreSQLIsInTrouble(t *testing.T) {
 			p.heldOnce("held", event.Computed)
 		})
 	}
+}
+
+// fill makes the disk full, and the last page of the table with it.
+func fill(t *testing.T, cfg Config) (end func()) {
+	database, err := url.Parse(cfg.Database)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pgtest.LimitFiles(t)
+	pgtest.SQL(t, path.Base(database.Path), `DO $$ BEGIN
+		FOR i IN 1..100000 LOOP
+			BEGIN
+				INSERT INTO replies ("user", id, body, created) VALUES ('', i, '', '');
+			EXCEPTION WHEN OTHERS THEN
+				RETURN;
+			END;
+		END LOOP;
+		RAISE 'the disk is not full';
+	END $$`)
+	return func() { pgtest.Unlimit(t) }
 }
 
 // The server dies between making a commit and saying so. Nobody knows whether

@@ -118,6 +118,7 @@ func (f *flow) drain(timeout time.Duration) error {
 	consumer := f.consumer
 	f.mu.Unlock()
 	f.server.log.Info("draining", zap.Int("in_hand", f.server.inHand.count()))
+	f.server.events.Record(event.Line{Event: event.Draining})
 
 	// 2. The broker sends nothing more. Only then is what waits for a slot given
 	// away: before, the broker would give it back to us.

@@ -124,8 +124,8 @@ func TestDrain(t *testing.T) {
 			if got := log.String(); got != order {
 				t.Errorf("order %q, want %q", got, order)
 			}
-			if events, _ := w.happened(t); events != "drained" {
-				t.Errorf("events %q, want drained", events)
+			if events, _ := w.happened(t); events != "draining drained" {
+				t.Errorf("events %q, want draining drained", events)
 			}
 			if err := f.Ready(); err == nil {
 				t.Error("ready after the drain")

@@ -30,7 +30,8 @@ func Table(w io.Writer, results []scenario.Result) {
 		if r.Verdict == scenario.Skipped { // it has no controls, then
 			controls = []string{r.Reason}
 		}
-		rows = append(rows, []string{r.Scenario.Name, r.Scenario.Broke, r.Scenario.Promise, strings.Join(controls, "\n"), string(r.Verdict),
+		promise := strings.Join(append([]string{r.Scenario.Promise}, r.Notes...), "\n")
+		rows = append(rows, []string{r.Scenario.Name, r.Scenario.Broke, promise, strings.Join(controls, "\n"), string(r.Verdict),
 			fmt.Sprintf("%5.1f", r.Took.Seconds())})
 	}
 	Grid(w, []Column{{"scenario", 18}, {"what broke", 22}, {"promise", 22}, {"control", 24}, {"verdict", 12}, {"s", 5}}, rows)
@@ -131,6 +132,9 @@ func JUnit(w io.Writer, results []scenario.Result) error {
 		message := &junitMessage{Message: string(r.Verdict) + ": " + r.Reason}
 		for _, id := range slices.Sorted(maps.Keys(r.Lives)) {
 			message.Text += r.Lives[id] + "\n"
+		}
+		if r.Evidence != "" {
+			c.Output = fmt.Sprintf("promise: %s\n", r.Evidence)
 		}
 		for _, control := range r.Controls {
 			c.Output += fmt.Sprintf("control %s: %s\n", control.Name, control.Verdict)

@@ -30,7 +30,11 @@ func results(words ...scenario.Word) []scenario.Result {
 func TestTableFitsAndNamesEverything(t *testing.T) {
 	var out bytes.Buffer
 	all := results(scenario.Held, scenario.Broken, scenario.Inconclusive, scenario.Skipped)
+	all[0].Notes = []string{"silent for 1.2 s"}
 	Table(&out, all)
+	if !strings.Contains(out.String(), all[0].Notes[0]) {
+		t.Errorf("the table lacks the note:\n%s", out.String())
+	}
 	for line := range strings.Lines(out.String()) {
 		if n := utf8.RuneCountInString(strings.TrimSuffix(line, "\n")); n > Columns {
 			t.Errorf("a line of %d columns, want at most %d: %s", n, Columns, line)
@@ -66,6 +70,7 @@ func TestJSONHasExactlyTheseFields(t *testing.T) {
 func TestJUnitCounts(t *testing.T) {
 	var out bytes.Buffer
 	all := results(scenario.Held, scenario.Broken, scenario.Inconclusive, scenario.Skipped)[:4]
+	all[0].Evidence = "sent 5"
 	all[1].Lives = map[string]string{"a": "Request a <add> & more"}
 	if err := JUnit(&out, all); err != nil {
 		t.Fatal(err)
@@ -77,6 +82,7 @@ func TestJUnitCounts(t *testing.T) {
 		Skipped  int `xml:"skipped,attr"`
 		Cases    []struct {
 			Failure string `xml:"failure"`
+			Output  string `xml:"system-out"`
 		} `xml:"testcase"`
 	}
 	if err := xml.Unmarshal(out.Bytes(), &got); err != nil {
@@ -87,6 +93,9 @@ func TestJUnitCounts(t *testing.T) {
 	}
 	if !strings.Contains(got.Cases[1].Failure, "Request a <add> & more") {
 		t.Errorf("failure: got %q, want the life of the request", got.Cases[1].Failure)
+	}
+	if want := "promise: sent 5\ncontrol auto-ack: FAILED as it must\n"; got.Cases[0].Output != want {
+		t.Errorf("output: got %q, want %q", got.Cases[0].Output, want)
 	}
 }
 

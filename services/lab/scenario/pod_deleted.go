@@ -26,6 +26,10 @@ var podDeleted = Scenario{
 	}},
 }
 
+// Whether something was delivered twice is asked of the servers, not of the
+// broker's flag: a quorum queue that has chosen a consumer whose cancel is on
+// its way takes the request back, and flags it as redelivered though no server
+// has seen it.
 const onceEach = "nothing is delivered twice"
 
 // slowly is work that takes so long that a server always has some in hand, and
@@ -46,16 +50,26 @@ func deletePod(settings Settings) func(*World) {
 		// OBSERVE
 		v := w.Settle()
 		// VERDICT
-		v.Hit("requests in its hands", len(v.taken(victim)) > 0)
+		v.Hit("requests in its hands when it was told to leave", len(v.inHand(victim)) > 0)
 		v.None(onceEach, v.AtLeast(2, event.Delivered))
 		v.Same(everyCall, v.With(event.Answered), v.asked())
 	}
 }
 
-// taken is the requests that a server took. Whether one was delivered twice is
-// asked of the servers, not of the broker's flag: a quorum queue that has
-// chosen a consumer whose cancel is on its way takes the request back, and flags
-// it as redelivered though no server has seen it.
-func (v *Verdict) taken(by *Servant) ledger.Set {
-	return v.Where(func(l event.Line) bool { return l.Instance == by.Name() && l.Event == event.Delivered })
+// inHand is the requests that a server had taken and not yet acked when it was
+// told to leave.
+func (v *Verdict) inHand(server *Servant) ledger.Set {
+	held := ledger.Set{}
+	for _, line := range v.Lines() {
+		switch {
+		case line.Instance != server.Name():
+		case line.Event == event.Delivered:
+			held[line.Request] = struct{}{}
+		case line.Event == event.Acked:
+			delete(held, line.Request)
+		case line.Event == event.Draining:
+			return held
+		}
+	}
+	return nil // it never was, or left without a word
 }

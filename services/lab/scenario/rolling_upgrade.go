@@ -40,7 +40,7 @@ func upgradeServers(settings Settings) func(*World) {
 		v := w.Settle()
 		// VERDICT
 		for _, pod := range old {
-			v.Hit("requests in every old pod's hands", len(v.taken(pod)) > 0)
+			v.Hit("requests in every old pod's hands when it was told to leave", len(v.inHand(pod)) > 0)
 		}
 		v.None(onceEach, v.AtLeast(2, event.Delivered))
 		v.Same(everyCall, v.With(event.Answered), v.asked())

@@ -37,7 +37,8 @@ type Result struct {
 	Took     time.Duration
 	Controls []ControlResult
 	Broker   string
-	Evidence string // the sizes of the ledger's sets
+	Evidence string   // the sizes of the ledger's sets
+	Notes    []string // figures of which nothing is promised
 
 	Lives map[string]string   // of requests that broke a promise: their stories
 	Logs  map[string][]string // the last lines of each process
@@ -64,6 +65,9 @@ func (r Runner) Run(ctx context.Context, s Scenario) (result Result) {
 	p := r.play(ctx, s.Name, "promise", nil, s.Run)
 	result.Verdict, result.Reason = p.word()
 	result.Evidence = p.evidence
+	if p.verdict != nil {
+		result.Notes = p.verdict.notes
+	}
 	if result.Verdict == Skipped {
 		return result
 	}

@@ -1,9 +1,11 @@
 package scenario
 
 import (
+	"cmp"
 	"testing"
 
 	"warren.example/lab/ledger"
+	"warren.example/lab/substrate"
 	"warren.example/messaging/event"
 )
 
@@ -50,3 +52,29 @@ func TestVerdict(t *testing.T) {
 		})
 	}
 }
+
+func TestInHandIsWhatADrainingServerHadNotAcked(t *testing.T) {
+	took, acked := event.Delivered, event.Acked
+	l := ledger.New()
+	for _, line := range []event.Line{
+		{Event: took, Request: "done"}, {Event: took, Request: "held"}, {Event: acked, Request: "done"},
+		{Event: took, Request: "another's", Instance: "server-1"},
+		{Event: event.Draining}, {Event: took, Request: "late"}, {Event: acked, Request: "held"},
+	} {
+		line.Instance = cmp.Or(line.Instance, "server-0")
+		l.Add(line)
+	}
+	for name, want := range map[string]string{"server-0": "1: held", "server-1": "none"} {
+		server := &Servant{Process: named{name: name}}
+		if got := judge(l).inHand(server).String(); got != want {
+			t.Errorf("%s: got %s, want %s", name, got, want)
+		}
+	}
+}
+
+type named struct {
+	substrate.Process
+	name string
+}
+
+func (n named) Name() string { return n.name }

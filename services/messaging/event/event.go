@@ -53,6 +53,7 @@ const (
 	Blocked           Kind = "blocked"
 	Unblocked         Kind = "unblocked"
 	ConsumerCancelled Kind = "consumer-cancelled"
+	Draining          Kind = "draining" // told to leave; what is in hand is finished
 	Drained           Kind = "drained"
 	EOF               Kind = "eof" // the last line of a process that ended by itself
 )
