@@ -314,24 +314,29 @@ func (b *Broker) runAgain(n *node) error {
 }
 
 // Pause stops a node's VM by SIGSTOP: its sockets stay open and silent.
-func (b *Broker) Pause(_ context.Context, node int) error { return b.suspend(node, true) }
-
-// Resume lets it go on.
-func (b *Broker) Resume(_ context.Context, node int) error { return b.suspend(node, false) }
-
-func (b *Broker) suspend(node int, paused bool) error {
-	n, err := b.node(node)
+func (b *Broker) Pause(ctx context.Context, node int) error {
+	n, err := b.suspend(node, syscall.SIGSTOP)
 	if err != nil {
 		return err
 	}
+	return stopped(ctx, b.launch.pid(n))
+}
+
+// Resume lets it go on.
+func (b *Broker) Resume(_ context.Context, node int) error {
+	_, err := b.suspend(node, syscall.SIGCONT)
+	return err
+}
+
+func (b *Broker) suspend(node int, s syscall.Signal) (*node, error) {
+	n, err := b.node(node)
+	if err != nil {
+		return nil, err
+	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	s := syscall.SIGCONT
-	if paused {
-		s = syscall.SIGSTOP
-	}
-	n.paused = paused
-	return b.launch.signal(n, s)
+	n.paused = s == syscall.SIGSTOP
+	return n, b.launch.signal(n, s)
 }
 
 // revive undoes what a room before may have left: dead and paused nodes.

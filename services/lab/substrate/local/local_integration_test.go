@@ -132,7 +132,7 @@ func TestPause(t *testing.T) {
 	}()
 	select {
 	case err := <-opened:
-		t.Errorf("a paused broker opened a channel (%v)", err)
+		t.Fatalf("a paused broker opened a channel (%v)", err)
 	case <-time.After(time.Second):
 	}
 	if err := s.Broker().Resume(t.Context(), 0); err != nil {

@@ -224,7 +224,13 @@ func (p *Process) Terminate(context.Context) error {
 }
 
 // Pause stops the process where it is.
-func (p *Process) Pause(context.Context) error { return p.current().signal(syscall.SIGSTOP) }
+func (p *Process) Pause(ctx context.Context) error {
+	l := p.current()
+	if err := l.signal(syscall.SIGSTOP); err != nil {
+		return err
+	}
+	return stopped(ctx, l.pid())
+}
 
 // Resume lets it go on.
 func (p *Process) Resume(context.Context) error { return p.current().signal(syscall.SIGCONT) }

@@ -1,11 +1,15 @@
 package local
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"runtime"
+	"slices"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -61,6 +65,27 @@ func (c *child) signal(s syscall.Signal) error {
 		return fmt.Errorf("signal %v to process %d: %w", s, c.pid(), err)
 	}
 	return nil
+}
+
+// stopped returns when no thread of a process runs any more: SIGSTOP takes
+// effect in each of them by itself, some time after kill has returned.
+func stopped(ctx context.Context, pid int) error {
+	for {
+		threads, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", pid))
+		running := slices.ContainsFunc(threads, func(thread string) bool {
+			stat, _ := os.ReadFile(thread)
+			_, state, ok := strings.Cut(string(stat), ") ")
+			return ok && !strings.ContainsAny(state[:1], "TZX")
+		})
+		if !running {
+			return nil
+		}
+		select {
+		case <-time.After(time.Millisecond):
+		case <-ctx.Done():
+			return fmt.Errorf("process %d runs on after SIGSTOP: %w", pid, ctx.Err())
+		}
+	}
 }
 
 // kill ends the process and what is left of its group, and waits until both
