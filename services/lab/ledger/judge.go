@@ -21,6 +21,7 @@ const (
 	Agreement   Invariant = "results agree"                   // all results of one request are equal
 	SettledOnce Invariant = "settled once, on its own epoch"  // per life, epoch and delivery tag
 	ReplyFirst  Invariant = "nothing acked before it is safe" // reply confirmed, or its orphan recorded, or audited
+	StaysUp     Invariant = "no process ends by itself"       // and none needs a restart, whatever the broker does
 )
 
 // Finding is an invariant that does not hold, the requests that show it, and
@@ -60,8 +61,23 @@ func (l *Ledger) Judge() []Finding {
 	add(Visible, hiddenDuplicates(streams), false, "delivered again without being flagged as redelivered")
 	add(Agreement, l.disagreements(), false, "two results for one request")
 	add(SettledOnce, badSettles(streams), true, "settled twice, or on an epoch that did not deliver it")
+	add(StaysUp, restarted(lives, open), false, "it left without being told to, and was started again")
 	add(ReplyFirst, earlyAcks(streams), true, "acked though neither its reply nor its record was confirmed")
 	return all
+}
+
+// restarted is the instances with a life that ended by itself, and another after it.
+func restarted(lives []life, open []bool) Set {
+	left, bad := Set{}, Set{}
+	for i, at := range lives {
+		if left.Has(at.instance) {
+			bad[at.instance] = struct{}{}
+		}
+		if !open[i] {
+			left[at.instance] = struct{}{}
+		}
+	}
+	return bad
 }
 
 // fromNowhere is the requests that turned up though no process announced them,

@@ -181,6 +181,10 @@ func TestPlantedBugsAreFoundAndNamed(t *testing.T) {
 			l[ack], l[confirm] = l[confirm], l[ack]
 			return renumber(l)
 		}, ReplyFirst, "b"},
+		"a server that leaves when the broker does": {func(t *testing.T, l lines) lines {
+			end := event.Line{Instance: "server-0", Start: 1, Event: event.EOF}
+			return renumber(slices.Insert(l, find(t, l, event.Delivered, "a", 2), end))
+		}, StaysUp, "server-0"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			l := ledgerOf(tc.edit(t, story()))

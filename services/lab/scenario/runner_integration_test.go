@@ -4,6 +4,7 @@ package scenario
 
 import (
 	"context"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -18,7 +19,7 @@ import (
 func TestRunner(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
 	defer cancel()
-	o := local.Options{Broker: "auto", Nodes: 1, Progress: func(string) {}}
+	o := local.Options{Broker: os.Getenv("LAB_BROKER"), Nodes: 1, Progress: func(string) {}}
 	if err := o.Validate(); err != nil {
 		t.Fatal(err)
 	}
