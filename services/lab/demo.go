@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 
@@ -41,10 +42,10 @@ says what will break and what to expect; at the end stands the table of verdicts
 				live.Say(fmt.Sprintf("    then, without the safety  %s: %s", c.Name, c.Shows))
 			}
 		})
-		if err != nil {
+		if results == nil {
 			return err
 		}
-		if err := conclude(cmd, "table", results); err != nil {
+		if err := errors.Join(conclude(cmd, "table", results), err); err != nil {
 			return err
 		}
 		live.Say("\nEvery promise held, and every control failed as it must.\nNext: lab list; lab run NAME; lab explain ID tells the life of one request of the last run.")

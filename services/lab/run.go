@@ -63,11 +63,11 @@ INCONCLUSIVE, 3 could not be set up (with CI=true also: everything SKIPPED),
 		// 2. Break and judge.
 		live := report.NewLive(cmd.ErrOrStderr())
 		results, err := play(cmd.Context(), where, slices.Repeat(chosen, count), live, nil)
-		if err != nil {
+		if results == nil {
 			return err
 		}
-		// 3. Say what it came to.
-		return conclude(cmd, output, results)
+		// 3. Say what it came to, also if something was left behind.
+		return errors.Join(conclude(cmd, output, results), err)
 	}
 	return cmd
 }
@@ -190,11 +190,12 @@ func keepLedger() (take func(event.Line), closed func() error, why error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return nil, closed, err
 	}
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
+	// Two runs at once must not write into each other's: the last to end is the last run.
+	f, err := os.CreateTemp(filepath.Dir(path), "run-*.jsonl")
 	if err != nil {
 		return nil, closed, err
 	}
-	return recordTo(f), f.Close, nil
+	return recordTo(f), func() error { return errors.Join(f.Close(), os.Rename(f.Name(), path)) }, nil
 }
 
 func recordTo(w io.Writer) func(event.Line) {

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"errors"
 	"os"
 	"path/filepath"
 	"slices"
@@ -9,6 +10,7 @@ import (
 	"testing"
 
 	"warren.example/lab/scenario"
+	"warren.example/messaging/event"
 )
 
 // execute runs the lab as the shell would, and returns its exit status.
@@ -111,5 +113,33 @@ func TestChooseAll(t *testing.T) {
 	chosen, err := choose(nil, true)
 	if err != nil || len(chosen) != len(scenario.All()) || !slices.Contains(scenarioNames(), chosen[0].Name) {
 		t.Errorf("got %d scenarios, %v, want all %d", len(chosen), err, len(scenario.All()))
+	}
+}
+
+// Two runs at once: the ledger of the one that ends last is whole.
+func TestRunsAtOnceKeepTheirLedgersApart(t *testing.T) {
+	t.Setenv("XDG_CACHE_HOME", t.TempDir())
+	first, endFirst, err1 := keepLedger()
+	second, endSecond, err2 := keepLedger()
+	if err := errors.Join(err1, err2); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		first(event.Line{Instance: "a"})
+		second(event.Line{Instance: "b"})
+	}
+	if err := errors.Join(endSecond(), endFirst()); err != nil {
+		t.Fatal(err)
+	}
+	path, err := ledgerFile()
+	if err != nil {
+		t.Fatal(err)
+	}
+	file, err := os.ReadFile(path)
+	if got := strings.Count(string(file), `"instance":"a"`); err != nil || got != 2 || strings.Contains(string(file), `"instance":"b"`) {
+		t.Errorf("got %v\n%s\nwant the two lines of the run that ended last", err, file)
+	}
+	if left, _ := os.ReadDir(filepath.Dir(path)); len(left) != 1 {
+		t.Errorf("got %v, want one file", left)
 	}
 }
