@@ -455,6 +455,28 @@ func TestKilledBetweenCommitAndAck(t *testing.T) {
 	}
 }
 
+// "Retrying with the same id is safe", and anybody can use an id that was used
+// before: each death is on record and waits for a person, whatever became of
+// the one before.
+func TestTwoDeathsUnderOneID(t *testing.T) {
+	freshQueues(t)
+	p := start(t, filepath.Join(t.TempDir(), "x.db"))
+	request(t, "m", 50*time.Millisecond)
+	first := p.row("m", nil)
+	if status, _, stderr := command(t, "discard", "m", "--as", "ann", "--reason", "given up", "--url", p.url); status != 0 {
+		t.Fatalf("discard: got %d %s", status, stderr)
+	}
+	request(t, "m", 50*time.Millisecond)
+	again := p.row("m", func(l DeadLetter) bool { return l.Status == Open })
+	stranger := open(t, "AMQP_URL")
+	publish(t, stranger, "m", 50*time.Millisecond, func(p *amqp.Publishing) { p.UserId, p.Body = "", []byte("{}") })
+	other := p.row("m", func(l DeadLetter) bool { return l.User == "" })
+	if first.ID == again.ID || again.ID == other.ID || other.Status != Open || other.Seen != 1 || other.BodySize != 2 {
+		t.Errorf("got rows %d, %d and %+v; want three, and the stranger's as it was sent", first.ID, again.ID, other)
+	}
+	p.stop()
+}
+
 // The auditor dies while a replay is in flight. Whoever comes next publishes
 // it again when the lease has ended, and never as another generation.
 func TestKilledDuringReplay(t *testing.T) {

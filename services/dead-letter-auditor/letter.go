@@ -45,14 +45,20 @@ var statuses = []Status{Open, Replaying, ReplayFailed, Answered, Refused, DiedAg
 type DeadLetter struct {
 	ID int64 `json:"id"` // short, for people; given by the store
 
-	// These six name the death. The broker may deliver it more than once (at
-	// least once dead-lettering, or a crash of ours); it stays one row.
+	// These seven name the death. The broker may deliver it more than once (at
+	// least once dead-lettering, or a crash of ours); it stays one row. The time
+	// of death is not among them: the broker writes it anew when it dead-letters
+	// again what it had no time to confirm before the queue's leader changed.
 	MessageID string `json:"message_id"` // or a fingerprint, see Suspicious
 	Replay    int    `json:"replay"`
 	Attempt   int    `json:"attempt"`
 	Queue     string `json:"queue"`
 	Reason    Reason `json:"reason"`
 	Count     int64  `json:"count"`
+	// Sent is the fingerprint of what was published. Anybody may publish under
+	// an id that was used before: a caller who tries again with a new deadline,
+	// or a stranger. Without it their deaths would be taken for this one.
+	Sent string `json:"-"`
 
 	Why          string    `json:"why"`                     // one sentence
 	Code         string    `json:"code,omitempty"`          // what a server would answer, where the message is unreadable
@@ -94,6 +100,7 @@ func readLetter(d *amqp.Delivery) DeadLetter {
 		Why: explain(d, deaths), User: text(d.UserId), DiedAt: deaths.Last.Time,
 		Deaths: &deaths, Properties: properties(d), Headers: headers(d.Headers),
 		Body: d.Body[:min(len(d.Body), contract.MaxBody)], BodySize: len(d.Body),
+		Sent:   fingerprint(d, func(header string) bool { return strings.HasPrefix(header, "x-") }), // the broker's are no part of it
 		Status: Open,
 	}
 	if d.UserId == contract.UserAuditor { // the broker checks user-id: nobody else can claim a generation
@@ -105,18 +112,20 @@ func readLetter(d *amqp.Delivery) DeadLetter {
 	}
 	switch id := d.MessageId; {
 	case id == "" || len(id) > contract.MaxID || clean(id, len(id)) != id:
-		l.MessageID, l.Suspicious = fingerprint(d), "no readable message-id"
+		// The two counters change each time calc.dlq delivers the same dead letter.
+		l.MessageID, l.Suspicious = fingerprint(d, func(header string) bool { return header == "x-delivery-count" || header == "x-acquired-count" }), "no readable message-id"
 	case !deaths.known():
 		l.Suspicious = "no death record: somebody published it here"
 	}
 	return l
 }
 
-// fingerprint stands in for a message-id. The two counters are left out,
-// because they change each time calc.dlq delivers the same dead letter.
-func fingerprint(d *amqp.Delivery) string {
+// fingerprint is a hash of body, properties and headers, without some of these.
+func fingerprint(d *amqp.Delivery, without func(header string) bool) string {
 	h := sha256.New()
-	for _, part := range [][]byte{d.Body, properties(d), headers(d.Headers, "x-delivery-count", "x-acquired-count")} {
+	kept := maps.Clone(d.Headers)
+	maps.DeleteFunc(kept, func(header string, _ any) bool { return without(header) })
+	for _, part := range [][]byte{d.Body, properties(d), headers(kept)} {
 		_ = binary.Write(h, binary.BigEndian, uint64(len(part)))
 		h.Write(part)
 	}
@@ -145,15 +154,9 @@ func properties(d *amqp.Delivery) json.RawMessage {
 const maxHeaders = 16 << 10
 
 // headers is the headers as JSON, bounded in size and depth.
-func headers(t amqp.Table, without ...string) json.RawMessage {
+func headers(t amqp.Table) json.RawMessage {
 	budget := maxHeaders
-	kept := make(amqp.Table, len(t))
-	for k, v := range t {
-		if !slices.Contains(without, k) {
-			kept[k] = v
-		}
-	}
-	b, _ := json.Marshal(plain(kept, 8, &budget)) // plain leaves nothing that could fail
+	b, _ := json.Marshal(plain(t, 8, &budget)) // plain leaves nothing that could fail
 	return b
 }
 

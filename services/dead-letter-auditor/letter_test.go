@@ -69,6 +69,37 @@ func TestFingerprintIgnoresWhatADeliveryChanges(t *testing.T) {
 	}
 }
 
+// One death comes again with other counters, or dead-lettered anew with another
+// time; under the same id another publish is another death.
+func TestSentTellsPublishesApart(t *testing.T) {
+	death := func(change ...func(*amqp.Delivery)) string {
+		d := &amqp.Delivery{MessageId: "m", CorrelationId: "m.1", UserId: contract.UserClient, Body: []byte("b"), Headers: amqp.Table{
+			contract.HeaderDeadline: int64(1), "x-death": []any{amqp.Table{"reason": "expired", "time": time.Unix(1, 0)}}}}
+		for _, c := range change {
+			c(d)
+		}
+		return readLetter(d).Sent
+	}
+	first := death()
+	for name, change := range map[string]func(*amqp.Delivery){
+		"counters": func(d *amqp.Delivery) { d.Headers["x-delivery-count"], d.Redelivered = int64(1), true },
+		"time":     func(d *amqp.Delivery) { d.Headers["x-death"].([]any)[0].(amqp.Table)["time"] = time.Unix(9, 0) },
+	} {
+		if death(change) != first {
+			t.Errorf("another %s: another publish, want the same", name)
+		}
+	}
+	for name, change := range map[string]func(*amqp.Delivery){
+		"deadline": func(d *amqp.Delivery) { d.Headers[contract.HeaderDeadline] = int64(2) },
+		"user":     func(d *amqp.Delivery) { d.UserId = "stranger" },
+		"body":     func(d *amqp.Delivery) { d.Body = []byte("c") },
+	} {
+		if death(change) == first {
+			t.Errorf("another %s: the same publish, want another", name)
+		}
+	}
+}
+
 func TestBodiesAreCutButMeasured(t *testing.T) {
 	got := readLetter(&amqp.Delivery{MessageId: "m", Body: make([]byte, contract.MaxBody+1)})
 	if len(got.Body) != contract.MaxBody || got.BodySize != contract.MaxBody+1 || !got.Truncated() {

@@ -90,7 +90,7 @@ func scan(row interface{ Scan(...any) error }) (DeadLetter, error) {
 }
 
 func (s *sqlStore) Audit(ctx context.Context, l DeadLetter) (out DeadLetter, err error) {
-	salt := ""
+	salt := l.Sent
 	if !s.uniqueKey {
 		salt = rand.Text()
 	}

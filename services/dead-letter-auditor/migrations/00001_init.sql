@@ -11,7 +11,7 @@ CREATE TABLE IF NOT EXISTS dead_letters (
     queue         TEXT    NOT NULL,
     reason        TEXT    NOT NULL,
     count         BIGINT  NOT NULL,
-    salt          TEXT    NOT NULL, -- empty; random only in the lesson without a unique key
+    salt          TEXT    NOT NULL, -- fingerprint of what was published; random in the lesson without a unique key; empty in rows older than the fingerprint
 
     why           TEXT    NOT NULL,
     code          TEXT    NOT NULL,
