@@ -68,11 +68,13 @@ or setting; 69 the service cannot be reached or cannot do it now.
 
 Settings of the service (environment):
 ` + service.Usage(new(config)),
-		Version:       service.Version(),
-		Args:          cobra.NoArgs,
-		RunE:          serve,
-		SilenceErrors: true,
-		SilenceUsage:  true,
+		Version: service.Version(),
+		Args:    cobra.NoArgs,
+		RunE:    serve,
+		// Whichever command it is: a misspelt setting is never silence.
+		PersistentPreRunE: func(*cobra.Command, []string) error { return service.Load(new(spelling)) },
+		SilenceErrors:     true,
+		SilenceUsage:      true,
 	}
 	root.CompletionOptions.DisableDefaultCmd = true
 	root.AddCommand(&cobra.Command{Use: "serve", Short: "Run the service", Args: cobra.NoArgs, RunE: serve})

@@ -115,6 +115,21 @@ func TestServiceRefusesWrongSettings(t *testing.T) {
 	}
 }
 
+// The commands need no settings, and refuse one that is misspelt.
+func TestEveryCommandRefusesAnUnknownSetting(t *testing.T) {
+	_, srv := newAPI(t, &wire{}, "")
+	if status, _, stderr := command(t, "list", "--url", srv.URL); status != 0 {
+		t.Errorf("without any: got %d %s", status, stderr)
+	}
+	t.Setenv("WARREN_DATABSE", "x")
+	for _, args := range [][]string{{}, {"serve"}, {"list"}, {"show", "1"}, {"replay", "1"}, {"discard", "1", "--reason", "r"}, {"trail"}} {
+		status, _, stderr := command(t, args...)
+		if status != exitUsage || !strings.Contains(stderr, "WARREN_DATABSE: unknown setting") {
+			t.Errorf("%v: got %d %s, want %d and the variable", args, status, stderr, exitUsage)
+		}
+	}
+}
+
 func TestServiceRefusesATakenPort(t *testing.T) {
 	_, srv := newAPI(t, &wire{}, "")
 	taken := strings.TrimPrefix(srv.URL, "http://")

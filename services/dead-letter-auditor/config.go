@@ -71,6 +71,13 @@ func (c *config) Validate() error {
 	return errors.Join(errs...)
 }
 
+// spelling is the settings without what the service demands of them: the
+// commands need none.
+type spelling config
+
+// Validate refuses nothing more than Load has.
+func (*spelling) Validate() error { return nil }
+
 func splitAddr(addr string) (host string, port int, err error) {
 	host, p, err := net.SplitHostPort(addr)
 	if err != nil {
