@@ -111,12 +111,13 @@ func (r *replayer) reclaim(ctx context.Context) bool {
 	return true
 }
 
-// Ready is nil while the sweeper, which asks every second, finds the database.
+// Ready is nil while a replay can begin: its session is open, and the sweeper,
+// which asks every second, finds the database.
 func (r *replayer) Ready() error {
 	if err := r.trouble.Load(); err != nil {
 		return *err
 	}
-	return nil
+	return r.caller.Ready()
 }
 
 // start publishes in the background; the caller has taken a slot.

@@ -164,6 +164,9 @@ func TestNothingBeginsWhileTheBrokerIsAway(t *testing.T) {
 	s := newStore(t)
 	row := mustAudit(t, s, newLetter("m"))
 	r := newReplayer(s, &wire{away: errors.New("not connected")})
+	if r.Ready() == nil {
+		t.Error("ready while every replay is refused")
+	}
 	var unavailable *Unavailable
 	if _, err := r.replay(t.Context(), t.Context(), row.ID, "ann"); !errors.As(err, &unavailable) {
 		t.Errorf("got %v, want unavailable", err)
