@@ -9,6 +9,7 @@ import (
 	"database/sql"
 	"encoding/json"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"os"
@@ -475,6 +476,80 @@ func TestTwoDeathsUnderOneID(t *testing.T) {
 		t.Errorf("got rows %d, %d and %+v; want three, and the stranger's as it was sent", first.ID, again.ID, other)
 	}
 	p.stop()
+}
+
+// The broker comes after the auditor, and goes and comes again: alive, unready
+// meanwhile, no restart, and each dead letter is audited once.
+func TestOutlivesABrokerThatIsAway(t *testing.T) {
+	admin := freshQueues(t)
+	uri, err := amqp.ParseURI(env(t, "AMQP_URL_DLQ_AUDITOR"))
+	if err != nil {
+		t.Fatal("AMQP_URL_DLQ_AUDITOR is no AMQP URL")
+	}
+	broker, addr := net.JoinHostPort(uri.Host, strconv.Itoa(uri.Port)), freeAddr(t)
+	p := launch(t, filepath.Join(t.TempDir(), "x.db"), "WARREN_AMQP_URL="+strings.Replace(env(t, "AMQP_URL_DLQ_AUDITOR"), broker, addr, 1))
+	for _, id := range []string{"before it came", "while it was away"} {
+		request(t, id, 50*time.Millisecond)
+		eventually(t, func() string {
+			res, err := http.Get(p.admin + "/livez")
+			if err != nil {
+				return err.Error()
+			}
+			defer res.Body.Close()
+			if status, why := ask(t, "GET", p.admin+"/readyz", ""); res.StatusCode != http.StatusOK || status != http.StatusServiceUnavailable {
+				return fmt.Sprintf("livez: %s, readyz: %d %s", res.Status, status, why)
+			}
+			return ""
+		})
+		cut := forward(t, addr, broker)
+		p.row(id, func(l DeadLetter) bool { return l.Seen == 1 })
+		eventually(t, p.notReady)
+		cut()
+	}
+	defer forward(t, addr, broker)()
+	eventually(t, p.notReady)
+	p.stop()
+	nothingLeft(t, admin)
+	if strings.Contains(p.log.String(), uri.Password) {
+		t.Error("the log has the password")
+	}
+}
+
+// forward leads from addr to the broker until cut.
+func forward(t *testing.T, addr, broker string) (cut func()) {
+	t.Helper()
+	l, err := net.Listen("tcp", addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	var pumps sync.WaitGroup
+	pump := func(dst, src net.Conn) {
+		defer dst.Close()
+		_, _ = io.Copy(dst, src)
+	}
+	pumps.Go(func() {
+		for {
+			near, err := l.Accept()
+			if err != nil {
+				return
+			}
+			far, err := net.Dial("tcp", broker)
+			if err != nil {
+				t.Error(err)
+				_ = near.Close()
+				return
+			}
+			context.AfterFunc(ctx, func() { _, _ = near.Close(), far.Close() })
+			pumps.Go(func() { pump(near, far) })
+			pumps.Go(func() { pump(far, near) })
+		}
+	})
+	return func() {
+		_ = l.Close()
+		stop()
+		pumps.Wait()
+	}
 }
 
 // The auditor dies while a replay is in flight. Whoever comes next publishes
