@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
@@ -16,6 +17,7 @@ import (
 	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
+	"go.uber.org/goleak"
 
 	"warren.example/messaging/database"
 	"warren.example/messaging/database/pgtest"
@@ -27,7 +29,16 @@ func TestMain(m *testing.M) {
 	if os.Getenv("AUDITOR_TEST_SERVE") != "" {
 		os.Exit(execute(context.Background(), []string{"serve"}, os.Stdout, os.Stderr))
 	}
-	os.Exit(pgtest.Main(m))
+	// database.Open keeps one that never connects, to ask it for its driver.
+	goleak.VerifyTestMain(tests{m}, goleak.IgnoreTopFunction("database/sql.(*DB).connectionOpener"))
+}
+
+// tests is all of them, and what they share is ended before goleak looks.
+type tests struct{ *testing.M }
+
+func (t tests) Run() int {
+	defer http.DefaultClient.CloseIdleConnections()
+	return pgtest.Main(t.M)
 }
 
 // engines make the settings of an empty database.
