@@ -158,25 +158,30 @@ func (c *client) call(ctx context.Context, cfg config, flags callFlags, id strin
 	began := time.Now()
 	limited, cancel := context.WithTimeout(ctx, flags.timeout)
 	defer cancel()
-	reply, err := ask(limited, options, flags.call(id, request))
-	if call := (*rpc.CallError)(nil); ctx.Err() != nil && errors.As(err, &call) {
-		call.Err = errInterrupted // the rest is its consequence
+	reply, hangUp, err := ask(limited, options, flags.call(id, request))
+	p := printed{Request: id, Milliseconds: float64(time.Since(began).Microseconds()) / 1000}
+	if call := (*rpc.CallError)(nil); errors.As(err, &call) {
+		p.Attempts = call.Attempts
+		if ctx.Err() != nil {
+			call.Err = errInterrupted // the rest is its consequence
+		}
+	} else if flags.output == "json" {
+		hangUp() // the reply overtakes the confirm, and the last attempt is counted by that
+		p.Attempts = publishes(registry)
 	}
 	c.end = endingOf(err)
-	c.written(c.printCall(flags.output, printed{
-		Request:      id,
-		Attempts:     publishes(registry),
-		Milliseconds: float64(time.Since(began).Microseconds()) / 1000,
-	}, reply, err))
+	c.written(c.printCall(flags.output, p, reply, err))
+	hangUp() // it may take a while, which is nobody's wait for an answer
 	events.Record(event.Line{Event: event.EOF})
 	c.written(events.Err())
 	return nil
 }
 
-// ask makes one call on a session of its own.
-func ask(ctx context.Context, options rpc.CallerOptions, call rpc.Call) (contract.Reply, error) {
-	unavailable := func(err error) (contract.Reply, error) {
-		return contract.Reply{}, &rpc.CallError{Request: call.ID, Err: fmt.Errorf("%w: %w", rpc.ErrUnavailable, err)}
+// ask makes one call on a session of its own, which hangUp ends.
+func ask(ctx context.Context, options rpc.CallerOptions, call rpc.Call) (reply contract.Reply, hangUp func(), err error) {
+	hangUp = func() {}
+	unavailable := func(err error) (contract.Reply, func(), error) {
+		return reply, hangUp, &rpc.CallError{Request: call.ID, Err: fmt.Errorf("%w: %w", rpc.ErrUnavailable, err)}
 	}
 	// A session waits for its broker for ever. Whoever types a command wants to
 	// know at once that there is none, or that the password is wrong.
@@ -185,21 +190,26 @@ func ask(ctx context.Context, options rpc.CallerOptions, call rpc.Call) (contrac
 	}
 	caller, err := rpc.NewCaller(options)
 	if err != nil {
-		return contract.Reply{}, err
+		return reply, hangUp, err
 	}
-	defer closeCaller(caller)
+	hangUp = func() { closeCaller(caller) }
 	if err := caller.WaitReady(ctx); err != nil {
 		return unavailable(err)
 	}
-	return caller.Call(ctx, call)
+	reply, err = caller.Call(ctx, call)
+	return reply, hangUp, err
 }
 
 // closeCaller is for when every call has ended: nothing is lost with the
-// connections, so an error changes nothing.
+// connections, so an error changes nothing. Close is patient with a broker that
+// is stopped; this process is about to end, and its sockets with it.
 func closeCaller(caller *rpc.Caller) {
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
-	defer cancel()
-	_ = caller.Close(ctx)
+	go func() {
+		defer cancel()
+		_ = caller.Close(ctx)
+	}()
+	<-ctx.Done()
 }
 
 // printed is a call as JSON: a result or an error, never both.

@@ -3,6 +3,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -200,8 +201,119 @@ func TestCallThatIsNotAnswered(t *testing.T) {
 	serve(t, func(contract.Request) (contract.Reply, bool) { seen.Add(1); return contract.Reply{}, false })
 	began := time.Now()
 	wantStatus(t, deadline, "call", "--timeout", "1s", "add", "1", "2")
-	if took := time.Since(began); took < time.Second || took > 4*time.Second || seen.Load() != 1 {
+	if took := time.Since(began); took < time.Second || took > 3*time.Second || seen.Load() != 1 {
 		t.Errorf("took %s and reached the server %d times; want 1s and once", took, seen.Load())
+	}
+}
+
+// The result is out before anything waits for the end of the connections.
+func TestCallPrintsBeforeItHangsUp(t *testing.T) {
+	begin(t)
+	var stdout output
+	var early atomic.Int64
+	l := newLine(t)
+	l.goodbye = func(n int64) {
+		if n > 1 && stdout.String() != "3\n" { // the first is the probe's
+			early.Add(1)
+		}
+	}
+	serve(t, calculate)
+	if status := run(t.Context(), []string{"call", "add", "1", "2"}, &stdout, io.Discard); status != 0 || early.Load() != 0 || l.goodbyes.Load() != 3 {
+		t.Errorf("got status %d, %q, and %d of %d connections ended without the result", status, stdout.String(), early.Load(), l.goodbyes.Load())
+	}
+}
+
+// A broker that is stopped holds nobody longer than --timeout and a moment,
+// however long one write to it may take.
+func TestCallOfAFrozenBroker(t *testing.T) {
+	for name, c := range map[string]struct {
+		freeze   func(l *line)
+		want     ending
+		attempts int
+	}{
+		"when the probe hangs up": {func(l *line) { l.goodbye = func(int64) { l.frozen.Store(true) } }, unavailable, 0},
+		"while a server works": {func(l *line) {
+			serve(l.t, func(contract.Request) (contract.Reply, bool) { l.frozen.Store(true); return contract.Reply{}, false })
+		}, deadline, 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			begin(t)
+			t.Setenv("WARREN_AMQP_WRITE_TIMEOUT", "1m")
+			l := newLine(t)
+			c.freeze(l)
+			began := time.Now()
+			if got, _ := wantStatus(t, c.want, "call", "--timeout", "1s", "--output", "json", "add", "1", "2"); !strings.Contains(got, fmt.Sprintf(`"attempts":%d,`, c.attempts)) {
+				t.Errorf("got %s, want %d attempts", got, c.attempts)
+			}
+			if took := time.Since(began); took > 20*time.Second {
+				t.Errorf("took %s for a timeout of 1s", took)
+			}
+		})
+	}
+}
+
+// A line leads to the broker, with the client's settings changed to use it.
+type line struct {
+	t        *testing.T
+	frozen   atomic.Bool // swallow all, and close nothing
+	goodbyes atomic.Int64
+	goodbye  func(n int64) // called before the n-th goodbye passes
+}
+
+func newLine(t *testing.T) *line {
+	t.Helper()
+	u, err := url.Parse(brokerURL(t, "AMQP_URL_CALC_CLIENT"))
+	if err != nil {
+		t.Fatal("AMQP_URL_CALC_CLIENT is no URL")
+	}
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, broker := &line{t: t, goodbye: func(int64) {}}, u.Host
+	u.Host = listener.Addr().String()
+	t.Setenv("WARREN_AMQP_URL", u.String())
+	ctx, stop := context.WithCancel(context.Background())
+	var pumps sync.WaitGroup
+	pumps.Go(func() {
+		for {
+			near, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			far, err := net.Dial("tcp", broker)
+			if err != nil {
+				t.Error(err)
+				_ = near.Close()
+				return
+			}
+			context.AfterFunc(ctx, func() { _, _ = near.Close(), far.Close() })
+			pumps.Go(func() { l.pump(near, far) })
+			pumps.Go(func() { l.pump(far, near) })
+		}
+	})
+	t.Cleanup(func() {
+		_ = listener.Close()
+		stop()
+		pumps.Wait()
+	})
+	return l
+}
+
+func (l *line) pump(dst, src net.Conn) {
+	defer dst.Close()
+	buf := make([]byte, 64<<10)
+	for {
+		n, err := src.Read(buf)
+		if bytes.Contains(buf[:n], []byte{0, 10, 0, 50}) { // connection.close
+			l.goodbye(l.goodbyes.Add(1))
+		}
+		if !l.frozen.Load() {
+			_, _ = dst.Write(buf[:n])
+		}
+		if err != nil {
+			return
+		}
 	}
 }
 

@@ -147,16 +147,21 @@ func (c *Config) tls(host string) (*tls.Config, error) {
 	return t, nil
 }
 
-// Probe connects once and says why it cannot. It is for one-shot commands;
-// services connect for ever instead.
+// Probe connects once and says why it cannot, at the latest when ctx ends. It
+// is for one-shot commands; services connect for ever instead.
 func (c *Config) Probe(ctx context.Context) error {
-	var last error
+	var why error
 	for _, raw := range c.URL {
 		e, err := c.dial(ctx, raw, "probe", 0)
 		if err == nil {
+			// A broker that was stopped just now never answers the goodbye.
+			stop := context.AfterFunc(ctx, func() { _ = e.raw.Close() })
+			defer stop()
 			return e.conn.CloseDeadline(time.Now().Add(c.WriteTimeout))
 		}
-		last = err
+		if answer := (*amqp.Error)(nil); !errors.As(why, &answer) { // one node's no says more than another's silence
+			why = err
+		}
 	}
-	return last
+	return why
 }
