@@ -345,6 +345,34 @@ func TestWrongPasswordIsOneLineAtOnce(t *testing.T) {
 	}
 }
 
+// One node's no is enough; an endless load is a service, and waits.
+func TestLoadWithARefusedLogin(t *testing.T) {
+	begin(t)
+	change := func(change func(*url.URL)) string {
+		u, err := url.Parse(brokerURL(t, "AMQP_URL_CALC_CLIENT"))
+		if err != nil {
+			t.Fatal("AMQP_URL_CALC_CLIENT is no URL")
+		}
+		change(u)
+		return u.String()
+	}
+	wrong := change(func(u *url.URL) { u.User = url.UserPassword(contract.UserClient, "s3cret") })
+	away := change(func(u *url.URL) { u.User, u.Host = url.UserPassword(contract.UserClient, "s3cret"), "127.0.0.1:1" })
+	for name, c := range map[string]struct{ url, want string }{
+		"password":                {wrong, "username or password not allowed"},
+		"password, one node away": {wrong + "," + away, "username or password not allowed"},
+		"password, another away":  {away + "," + wrong, "username or password not allowed"},
+		"vhost":                   {change(func(u *url.URL) { u.Path = "/nowhere" }), "nowhere"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Setenv("WARREN_AMQP_URL", c.url)
+			wantRefusal(t, c.want)
+		})
+	}
+	t.Setenv("WARREN_AMQP_URL", wrong)
+	endless(t)
+}
+
 // With events on, standard output is the ledger and, for a call, the result.
 func TestCallWritesItsLedger(t *testing.T) {
 	begin(t)

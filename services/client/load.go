@@ -2,8 +2,11 @@ package main
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
+	"io/fs"
+	"net"
 	"net/http"
 	"slices"
 	"strings"
@@ -12,6 +15,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	amqp "github.com/rabbitmq/amqp091-go"
 	"github.com/spf13/cobra"
 
 	"warren.example/messaging/contract"
@@ -49,7 +53,8 @@ asked: a stall is seen by everybody who would have come during it.
 
 Questions follow from their number, and so do the right answers. One division
 in ten is by zero and must be refused. While the broker is away, calls wait for
-it until their deadline.
+it until their deadline. A broker that refuses the login, the virtual host or
+the certificate ends the load before its first call, unless it is --endless.
 
 A first SIGINT or SIGTERM stops asking and waits for the calls in flight until
 their deadlines; a second one ends the process at once. Progress and the
@@ -138,7 +143,22 @@ func (c *client) load(ctx context.Context, cfg config, flags loadFlags) error {
 	}
 	events, registry := cfg.Recorder(c.stdout), prometheus.NewRegistry()
 
-	// 2. The session connects by itself, and again whenever the broker was away.
+	// 2. Whoever typed a wrong password wants to know at once. Steady traffic is
+	// a service: it may come before its user does, and does not end. Not within
+	// --timeout: the library calls a handshake that is cut short a refusal.
+	if !flags.endless {
+		if err := cfg.AMQP.Probe(ctx); refusal(err) {
+			err = &rpc.CallError{Err: fmt.Errorf("%w: %w", rpc.ErrUnavailable, err)}
+			c.end = endingOf(err)
+			_, err = fmt.Fprintln(c.stderr, failureOf(err).explain(""))
+			c.written(err)
+			events.Record(event.Line{Event: event.EOF})
+			c.written(events.Err())
+			return nil
+		}
+	}
+
+	// 3. The session connects by itself, and again whenever the broker was away.
 	options := cfg.callerOptions(log, events, registry)
 	options.ConfirmEvery, options.NoRetry = flags.confirmEvery(), flags.noRetry
 	caller, err := rpc.NewCaller(options)
@@ -147,7 +167,7 @@ func (c *client) load(ctx context.Context, cfg config, flags loadFlags) error {
 	}
 	l := &load{flags: flags, caller: caller, tally: newTally(c.stderr, registry)}
 
-	// 3. The admin port outlives the signal: the drain is worth watching too.
+	// 4. The admin port outlives the signal: the drain is worth watching too.
 	admin := service.Admin{Addr: cfg.AdminAddr, Ready: caller.Ready, Registry: registry}
 	if cfg.Faults {
 		admin.Routes = append(admin.Routes, func(mux *http.ServeMux) {
@@ -161,13 +181,13 @@ func (c *client) load(ctx context.Context, cfg config, flags loadFlags) error {
 	}
 	defer stopAdmin()
 
-	// 4. Ask until the count, the duration or a signal, then wait for the answers.
+	// 5. Ask until the count, the duration or a signal, then wait for the answers.
 	stopProgress := showProgress(c.stderr, l.progress)
 	l.run(ctx)
 	stopProgress()
 	closeCaller(caller)
 
-	// 5. Say how it went.
+	// 6. Say how it went.
 	s := l.tally.summary(publishes(registry))
 	s.Interrupted = ctx.Err() != nil
 	if !s.OK {
@@ -181,6 +201,19 @@ func (c *client) load(ctx context.Context, cfg config, flags loadFlags) error {
 	events.Record(event.Line{Event: event.EOF})
 	c.written(events.Err())
 	return nil
+}
+
+// refusal says that a broker is there and does not want us, or that we cannot
+// show it our papers. Waiting, which is for a broker that is away, mends neither.
+func refusal(err error) bool {
+	var answer *amqp.Error
+	var stranger *tls.CertificateVerificationError
+	var plain tls.RecordHeaderError
+	var alert *net.OpError
+	var file *fs.PathError
+	return errors.As(err, &answer) && (answer.Code == amqp.AccessRefused || answer.Code == amqp.NotAllowed) ||
+		errors.As(err, &stranger) || errors.As(err, &plain) || errors.As(err, &file) ||
+		errors.As(err, &alert) && alert.Op == "remote error" // TLS: it refuses our certificate
 }
 
 // load is a load that runs.

@@ -3,6 +3,9 @@ package main
 import (
 	"bytes"
 	"context"
+	"io"
+	"log"
+	"net/http/httptest"
 	"strings"
 	"sync"
 	"testing"
@@ -31,6 +34,40 @@ func TestLoadOutlivesAMissingBroker(t *testing.T) {
 	}
 }
 
+// What waiting does not mend ends a load at once; the wrong passwords are in the
+// integration tests.
+func TestLoadEndsAtARefusal(t *testing.T) {
+	stranger := httptest.NewUnstartedServer(nil)
+	stranger.Config.ErrorLog = log.New(io.Discard, "", 0)
+	stranger.StartTLS()
+	defer stranger.Close()
+	plain := httptest.NewServer(nil)
+	defer plain.Close()
+	for name, c := range map[string]struct{ url, password, want string }{
+		"a certificate of nobody we know": {"amqps://calc-client:s3cret@" + stranger.Listener.Addr().String() + "/calc", "", "certificate"},
+		"no TLS there":                    {"amqps://calc-client:s3cret@" + plain.Listener.Addr().String() + "/calc", "", "TLS handshake"},
+		"a password file that is missing": {"amqp://calc-client@127.0.0.1:1/calc", "/nowhere", "WARREN_AMQP_PASSWORD_FILE: open /nowhere"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			settings(t, map[string]string{"WARREN_AMQP_URL": c.url, "WARREN_AMQP_PASSWORD_FILE": c.password})
+			wantRefusal(t, c.want)
+		})
+	}
+}
+
+// wantRefusal runs a load that must end with one line and nothing sent.
+func wantRefusal(t *testing.T, want string) {
+	t.Helper()
+	t.Setenv("WARREN_LOG_LEVEL", "error")
+	status, stdout, stderr := cli(t.Context(), "load", "--count", "8", "--timeout", "2s")
+	if status != unavailable.Status || stdout != "" || strings.Count(stderr, "\n") != 1 || !strings.HasPrefix(stderr, "UNAVAILABLE: ") || !strings.Contains(stderr, want) {
+		t.Errorf("got status %d and\n%s%s\nwant status %d and one line with %q", status, stdout, stderr, unavailable.Status, want)
+	}
+	if strings.Contains(stderr, "s3cret") {
+		t.Errorf("the password is in %q", stderr)
+	}
+}
+
 // A signal before anything was sent is no success.
 func TestInterruptedBeforeTheFirstCall(t *testing.T) {
 	settings(t, nowhere)
@@ -50,25 +87,34 @@ func TestInterruptedBeforeTheFirstCall(t *testing.T) {
 // An endless load asks until the signal, then waits for its calls.
 func TestEndlessLoadEndsWithTheSignal(t *testing.T) {
 	settings(t, nowhere)
+	endless(t)
+}
+
+// endless runs a load whose every call fails.
+func endless(t *testing.T) {
+	t.Helper()
 	t.Setenv("WARREN_LOG_LEVEL", "error")
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
-	asked := make(chan struct{})
+	asked, ended := make(chan struct{}), make(chan struct{})
 	var once sync.Once
 	var status int
 	var stdout output
-	var running sync.WaitGroup
-	running.Go(func() {
+	go func() {
+		defer close(ended)
 		status = run(ctx, []string{"load", "--endless", "--rate", "100", "--timeout", "50ms"}, &stdout, writerFunc(func(p []byte) (int, error) {
 			if bytes.Contains(p, []byte("FAILED")) {
 				once.Do(func() { close(asked) })
 			}
 			return len(p), nil
 		}))
-	})
-	<-asked
+	}()
+	select {
+	case <-asked:
+	case <-ended: // by itself
+	}
 	cancel()
-	running.Wait()
+	<-ended
 	if status != failed.Status || !strings.Contains(stdout.String(), "(interrupted)") {
 		t.Errorf("got status %d and %q, want status %d and an interrupted load", status, stdout.String(), failed.Status)
 	}
