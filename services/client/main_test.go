@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"net"
 	"os"
 	"strings"
 	"sync"
@@ -58,6 +59,12 @@ var nowhere = map[string]string{"WARREN_AMQP_URL": "amqp://calc-client:s3cret@12
 // the broker of these cases does not exist.
 func TestBadInputIsRefusedByName(t *testing.T) {
 	long := strings.Repeat("9", 65)
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	taken := l.Addr().String()
 	for name, tc := range map[string]struct {
 		env  map[string]string
 		args string
@@ -83,7 +90,8 @@ func TestBadInputIsRefusedByName(t *testing.T) {
 		"events":                  {map[string]string{"WARREN_EVENTS": "stderr"}, "call add 1 2", "client call: WARREN_EVENTS=stderr: want off or stdout"},
 		"log level":               {map[string]string{"WARREN_LOG_LEVEL": "loud"}, "load --count 1", "client load: WARREN_LOG_LEVEL=loud: want debug, info, warn or error"},
 		"instance":                {map[string]string{"WARREN_INSTANCE": "A B"}, "load --count 1", "client load: WARREN_INSTANCE=A B: "},
-		"taken admin port":        {map[string]string{"WARREN_ADMIN_ADDR": "256.0.0.1:1"}, "load --count 1", "client load: WARREN_ADMIN_ADDR=256.0.0.1:1: listen on"},
+		"admin address":           {map[string]string{"WARREN_ADMIN_ADDR": "256.0.0.1:1"}, "load --count 1", "client load: WARREN_ADMIN_ADDR=256.0.0.1:1: listen on"},
+		"taken admin port":        {map[string]string{"WARREN_ADMIN_ADDR": taken}, "load --count 1", "client load: WARREN_ADMIN_ADDR=" + taken + ": listen on"},
 		"load without an end":     {nil, "load", "client load: --count or --duration: one is required; a load has an end"},
 		"both ends":               {nil, "load --endless --count 1", "client load: --endless: not with --count or --duration"},
 		"count 0":                 {nil, "load --count 0", "client load: --count 0: at least 1"},
