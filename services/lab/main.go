@@ -12,6 +12,8 @@ import (
 	"syscall"
 
 	"github.com/spf13/cobra"
+
+	"warren.example/messaging/service"
 )
 
 // Exit statuses.
@@ -36,8 +38,9 @@ func main() {
 
 func rootCommand() *cobra.Command {
 	root := &cobra.Command{
-		Use:   "lab",
-		Short: "Break RabbitMQ and the services on purpose, and judge what became of every request",
+		Use:     "lab",
+		Version: service.Version(),
+		Short:   "Break RabbitMQ and the services on purpose, and judge what became of every request",
 		Long: `Break RabbitMQ and the services on purpose, and judge what became of every request.
 
 Exit status: 0 held, 1 broken, 2 inconclusive, 3 could not be set up, 64 usage.`,
