@@ -111,6 +111,7 @@ func TestBrokenTiltfiles(t *testing.T) {
 		"a port for everybody":              {"name='amqp', host='127.0.0.1'", "name='amqp', host='0.0.0.0'", "want 127.0.0.1"},
 		"the default host":                  {"name='amqp', host='127.0.0.1'", "name='amqp'", "want 127.0.0.1"}, // `tilt up --host` changes it
 		"a port of nobody":                  {"port_forward(8080, 8080", "port_forward(8080, 8081", "8081"},
+		"a forward less":                    {"    port_forward(15672, 15672, name='management', host='127.0.0.1'),\n", "", "want map[amqp:5672 dead letters:8080 management:15672]"},
 		"an unknown dependency":             {"stores = ['warren-rabbitmq']", "stores = ['rabbitmq']", "rabbitmq: no such resource"},
 		"a circle":                          {"k8s_resource('warren-rabbitmq', labels", "k8s_resource('warren-rabbitmq', resource_deps=['check'], labels", "circle"},
 		"a build is not awaited":            {"resource_deps=['build-' + service] + stores", "resource_deps=stores", "does not depend on what builds"},
@@ -141,6 +142,7 @@ func TestBrokenTiltfiles(t *testing.T) {
 		"a process of nobody":               {"head -n 1)\" service", "head -n 1)\" server", "kills none"},
 		"no question asked":                 {"requires_confirmation=True", "requires_confirmation=False", "requires_confirmation"},
 		"a button on nothing":               {"cmd_button('load', 'warren-client'", "cmd_button('load', 'client'", "client: no such resource"},
+		"a button less":                     {"    ('delete-server', 'Delete a server pod', '$kubectl delete \"$(all calculator-server | head -n 1)\"'),\n", "", `want ["all-scenarios"`},
 		"a name twice":                      {"cmd_button('load', ", "cmd_button('scenario', ", "scenario: two buttons"},
 		"trigger nothing":                   {"'trigger', 'scenarios'", "'trigger', 'all'", "all: no such resource"},
 		"scenarios at every start":          {"local_resource('scenarios', run + ['--all'], auto_init=False", "local_resource('scenarios', run + ['--all'], auto_init=True", "scenarios: starts by itself"},
@@ -264,8 +266,11 @@ func checkWorkloads(s *session) (problems []string) {
 	return problems
 }
 
+// What the page shows beside a workload: links, and what a button needs.
+var forwards = map[any]any{"management": 15672, "amqp": 5672, "dead letters": 8080}
+
 func checkForwards(s *session) (problems []string) {
-	taken := map[any]bool{}
+	taken, named := map[any]bool{}, map[any]any{}
 	for _, c := range s.all("k8s_resource") {
 		var declared []any
 		for _, container := range s.workloads()[c.text("workload")].Spec.Containers {
@@ -279,7 +284,7 @@ func checkForwards(s *session) (problems []string) {
 			if taken[port] {
 				problems = append(problems, fmt.Sprintf("port %v: forwarded twice", port))
 			}
-			taken[port] = true
+			taken[port], named[forward["name"]] = true, port
 			if forward["host"] != "127.0.0.1" {
 				problems = append(problems, fmt.Sprintf("port %v: host %v, want 127.0.0.1", port, forward["host"]))
 			}
@@ -287,6 +292,9 @@ func checkForwards(s *session) (problems []string) {
 				problems = append(problems, fmt.Sprintf("port %v: %s declares %v, not %v", port, c.text("workload"), declared, forward["container_port"]))
 			}
 		}
+	}
+	if !maps.Equal(named, forwards) {
+		problems = append(problems, fmt.Sprintf("forwards %v, want %v", named, forwards))
 	}
 	return problems
 }
@@ -493,6 +501,8 @@ func checkLiveUpdate(s *session) (problems []string) {
 	return problems
 }
 
+var buttons = []string{"all-scenarios", "crash-all-nodes", "crash-node", "crash-server", "delete-server", "load", "scenario"}
+
 func checkButtons(s *session) (problems []string) {
 	resources, seen := s.resources(), map[string]bool{}
 	for _, c := range s.all("cmd_button") {
@@ -513,6 +523,9 @@ func checkButtons(s *session) (problems []string) {
 				problems = append(problems, checkChoices(name, choices)...)
 			}
 		}
+	}
+	if names := slices.Sorted(maps.Keys(seen)); !slices.Equal(names, buttons) {
+		problems = append(problems, fmt.Sprintf("buttons %q, want %q", names, buttons))
 	}
 	for _, c := range s.all("local_resource") { // what plays scenarios or shows pods is a button, too
 		if words := strings.Join(c.words("cmd"), " "); strings.Contains(words, "lab run") && (c.arg["auto_init"] != false || c.arg["trigger_mode"] != "manual") {
