@@ -136,10 +136,10 @@ need_image() {
   fi
 }
 
-readonly rabbitmq_image=(rabbitmq:4-management rabbitmq:4-management-airgap rabbitmq-image)
+readonly rabbitmq_airgap=(rabbitmq:4-management-airgap rabbitmq-image)
 
 # The lab takes whichever of the two names is there, and no other.
-need_container() { need_engine && RABBITMQ_IMAGE='' need_image RABBITMQ_IMAGE "${rabbitmq_image[@]}"; }
+need_container() { need_engine && RABBITMQ_IMAGE='' need_image RABBITMQ_IMAGE "$(lab_rabbitmq_image)" "${rabbitmq_airgap[@]}"; }
 
 # need_cluster_images — an engine, and in KIND_NODE_IMAGE, RABBITMQ_IMAGE and
 # POSTGRES_IMAGE what a kind cluster is made of. Says why and returns 1 if there
@@ -148,9 +148,14 @@ need_cluster_images() {
   need_go
   need_engine &&
     need_image KIND_NODE_IMAGE "$(default_node_image)" kindest/node:v1.34.2-airgap node-image &&
-    need_image RABBITMQ_IMAGE "${rabbitmq_image[@]}" &&
-    need_image POSTGRES_IMAGE postgres:17.6 postgres:15-airgap postgres-image
+    need_image RABBITMQ_IMAGE "$(chart_rabbitmq_image)" "${rabbitmq_airgap[@]}" &&
+    need_image POSTGRES_IMAGE "$(chart_postgres_image)" postgres:15-airgap postgres-image
 }
+
+# What the charts pull, and what the lab does on one machine.
+chart_rabbitmq_image() { sed -n 's/^  repository: //p; s/^  tag: //p' "$root/charts/rabbitmq/values.yaml" | paste -s -d : -; }
+chart_postgres_image() { sed -n 's/^  image: //p' "$root/charts/warren/values.yaml"; }
+lab_rabbitmq_image() { sed -n 's/^var DefaultImages = .*"\(.*\)"}$/\1/p' "$root/services/lab/substrate/local/launcher.go"; }
 
 # kind_source — the folder of kind's module, as tools/go.mod pins it
 kind_source() { GOWORK=off go list -C "$root/scripts/tools" -f '{{.Dir}}' sigs.k8s.io/kind; }
