@@ -76,6 +76,15 @@ func TestValidate(t *testing.T) {
 	}
 }
 
+// The calculator and the client count operands from 1, too.
+func TestOperandsAreCountedFromOne(t *testing.T) {
+	d := valid()
+	d.Body = []byte(`{"operation":"add","operands":["1","` + strings.Repeat("2", MaxOperandLength+1) + `"]}`)
+	if _, _, err := Validate(d); err == nil || !strings.Contains(err.Error(), "operand 2: ") {
+		t.Errorf("got %v, want operand 2 named", err)
+	}
+}
+
 func TestOnlyTheAuditorSpeaksForAnother(t *testing.T) {
 	for user, want := range map[string]Meta{
 		UserClient:  {User: UserClient, Replay: 0},

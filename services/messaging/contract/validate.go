@@ -88,7 +88,7 @@ func Validate(d *amqp.Delivery) (Request, Meta, error) {
 	}
 	for i, o := range r.Operands {
 		if utf8.RuneCountInString(o) > MaxOperandLength {
-			return bad("operands", "number %d has more than %d characters", i, MaxOperandLength)
+			return bad("operands", "operand %d: more than %d characters", i+1, MaxOperandLength)
 		}
 	}
 	return r, meta, nil
