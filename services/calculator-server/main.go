@@ -85,7 +85,7 @@ func run(ctx context.Context, args []string, stdout io.Writer) error {
 	var faults *fault.Points
 	var routes []func(*http.ServeMux)
 	if cfg.Faults {
-		faults = fault.New(events)
+		faults = fault.New(events, faultPoints...)
 		routes = append(routes, faults.Routes)
 	}
 	options := session.Options{Config: cfg.AMQP, Name: "calculator-server/" + cfg.Instance, Log: log, Events: events, Metrics: session.NewMetrics(registry)}

@@ -60,6 +60,9 @@ func newServer(cfg Config, log *zap.Logger, events *event.Recorder, m *metrics, 
 	return s
 }
 
+// faultPoints are those that a delivery passes here.
+var faultPoints = []fault.Point{fault.BeforeWork, fault.AfterWork, fault.AfterReply, fault.AfterAck}
+
 // delivery is one request on its way through the server.
 type delivery struct {
 	wire

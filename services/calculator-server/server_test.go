@@ -75,7 +75,7 @@ func newWorld(t *testing.T, change func(*Config)) *world {
 	core, logs := observer.New(zapcore.DebugLevel)
 	w.logs = logs
 	events := event.NewRecorder(&w.lines, "run", "server-0")
-	w.server = newServer(cfg, zap.New(core), events, newMetrics(prometheus.NewRegistry()), fault.New(events), memory, w)
+	w.server = newServer(cfg, zap.New(core), events, newMetrics(prometheus.NewRegistry()), fault.New(events, faultPoints...), memory, w)
 	w.crash = func() { panic("crashed") }
 	return w
 }
@@ -252,6 +252,34 @@ func TestServeTwice(t *testing.T) {
 				t.Errorf("got  events %q, wire %q\nwant events %q, wire %q", events, wire, tc.events, tc.wire)
 			}
 		})
+	}
+}
+
+// An order for a point that no delivery passes would wait for ever.
+func TestEveryFaultPointFiresAndNoOtherIsTaken(t *testing.T) {
+	for _, point := range faultPoints {
+		w := newWorld(t, nil)
+		if err := w.faults.Arm(fault.Order{Point: point, Action: fault.Hold, N: 1}); err != nil {
+			t.Fatal(err)
+		}
+		done := make(chan struct{})
+		go func() { defer close(done); w.deliver(request(add, nil), nil) }()
+		eventually(t, "let go at "+string(point), func() bool {
+			w.faults.Release()
+			select {
+			case <-done:
+				return true
+			default:
+				return false
+			}
+		})
+		if events, _ := w.happened(t); !strings.Contains(events, string(event.Held)) {
+			t.Errorf("%s: got events %q, want it held", point, events)
+		}
+	}
+	err := newWorld(t, nil).faults.Arm(fault.Order{Point: fault.AfterCommit, Action: fault.Crash, N: 1})
+	if err == nil || !strings.Contains(err.Error(), string(fault.AfterAck)) {
+		t.Errorf("the auditor's point: got %v, want an error that names ours", err)
 	}
 }
 

@@ -85,7 +85,7 @@ func serve(ctx context.Context, cfg config, log *zap.Logger, events *event.Recor
 	var points *fault.Points // nil: nothing can be armed
 	var routes []func(*http.ServeMux)
 	if cfg.Faults {
-		points = fault.New(events)
+		points = fault.New(events, fault.AfterCommit)
 		routes = append(routes, points.Routes)
 	}
 	options := session.Options{Config: cfg.AMQP, Name: "dead-letter-auditor/" + cfg.Instance, Log: log, Events: events, Metrics: session.NewMetrics(registry)}

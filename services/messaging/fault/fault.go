@@ -27,8 +27,6 @@ const (
 	AfterCommit Point = "after-commit" // auditor: the row is committed, the dead letter not yet acked
 )
 
-var points = []Point{BeforeWork, AfterWork, AfterReply, AfterAck, AfterCommit}
-
 // Action is what happens at an armed point.
 type Action string
 
@@ -50,6 +48,7 @@ type Order struct {
 // armed: Hit costs a nil check.
 type Points struct {
 	events *event.Recorder
+	points []Point
 	kill   func() // replaced by tests
 
 	mu    sync.Mutex
@@ -57,9 +56,10 @@ type Points struct {
 	hold  chan struct{} // closed by Release
 }
 
-// New returns points that can be armed.
-func New(events *event.Recorder) *Points {
-	return &Points{events: events, kill: Die, armed: map[Point]*Order{}, hold: make(chan struct{})}
+// New returns points that can be armed. They are those that the service
+// passes: an order for another would wait for ever.
+func New(events *event.Recorder, points ...Point) *Points {
+	return &Points{events: events, points: points, kill: Die, armed: map[Point]*Order{}, hold: make(chan struct{})}
 }
 
 // Die ends this process without any deferred work. In a container the process
@@ -73,8 +73,8 @@ func Die() {
 // Arm takes an order. A point holds one order; a new one replaces it.
 func (p *Points) Arm(o Order) error {
 	switch {
-	case !slices.Contains(points, o.Point):
-		return fmt.Errorf("point %q: unknown; there are %v", o.Point, points)
+	case !slices.Contains(p.points, o.Point):
+		return fmt.Errorf("point %q: unknown here; there are %v", o.Point, p.points)
 	case o.Action != Crash && o.Action != Hold:
 		return fmt.Errorf("action %q: want crash or hold", o.Action)
 	case o.N < 1:

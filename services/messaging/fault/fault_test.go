@@ -2,6 +2,7 @@ package fault
 
 import (
 	"bytes"
+	"fmt"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -12,7 +13,7 @@ import (
 
 func TestAPointFiresOnceAtItsDelivery(t *testing.T) {
 	var ledger bytes.Buffer
-	p := New(event.NewRecorder(&ledger, "r", "s"))
+	p := New(event.NewRecorder(&ledger, "r", "s"), BeforeWork, AfterWork)
 	died := 0
 	p.kill = func() { died++ }
 	if err := p.Arm(Order{AfterWork, Crash, 3}); err != nil {
@@ -41,7 +42,7 @@ func TestAHeldDeliveryGoesOnAtReleaseOrAtTheEndOfItsEpoch(t *testing.T) {
 		"end of its epoch": func(_ *Points, done chan struct{}) { close(done) },
 	} {
 		held := make(held, 1)
-		p := New(event.NewRecorder(held, "r", "s"))
+		p := New(event.NewRecorder(held, "r", "s"), AfterReply)
 		if err := p.Arm(Order{AfterReply, Hold, 1}); err != nil {
 			t.Fatal(err)
 		}
@@ -65,19 +66,20 @@ func (h held) Write(b []byte) (int, error) { h <- struct{}{}; return len(b), nil
 
 func TestRoutesRefuseWhatTheyDoNotKnow(t *testing.T) {
 	mux := http.NewServeMux()
-	New(nil).Routes(mux)
-	for body, want := range map[string]int{
-		`{"point":"after-work","action":"crash","n":1}`:  http.StatusNoContent,
-		`{"point":"after-lunch","action":"crash","n":1}`: http.StatusBadRequest,
-		`{"point":"after-work","action":"sleep","n":1}`:  http.StatusBadRequest,
-		`{"point":"after-work","action":"hold","n":0}`:   http.StatusBadRequest,
-		`{"point":"after-work","action":"hold","m":1}`:   http.StatusBadRequest,
-		``: http.StatusBadRequest,
+	New(nil, BeforeWork, AfterWork).Routes(mux)
+	for body, want := range map[string]string{
+		`{"point":"after-work","action":"crash","n":1}`:   "204 ",
+		`{"point":"after-lunch","action":"crash","n":1}`:  `400 point "after-lunch": unknown here; there are [before-work after-work]`,
+		`{"point":"after-commit","action":"crash","n":1}`: `400 point "after-commit": unknown here; there are [before-work after-work]`, // another service's
+		`{"point":"after-work","action":"sleep","n":1}`:   `400 action "sleep"`,
+		`{"point":"after-work","action":"hold","n":0}`:    "400 n 0",
+		`{"point":"after-work","action":"hold","m":1}`:    `400 json: unknown field "m"`,
+		``: "400 EOF",
 	} {
 		w := httptest.NewRecorder()
 		mux.ServeHTTP(w, httptest.NewRequest("POST", "/faults", strings.NewReader(body)))
-		if w.Code != want {
-			t.Errorf("%s: got %d %s, want %d", body, w.Code, w.Body, want)
+		if got := fmt.Sprint(w.Code, " ", w.Body); !strings.HasPrefix(got, want) {
+			t.Errorf("%s: got %q, want %q", body, got, want)
 		}
 	}
 }
