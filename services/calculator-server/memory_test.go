@@ -11,6 +11,8 @@ import (
 	"sync"
 	"testing"
 
+	"go.uber.org/goleak"
+
 	"warren.example/messaging/contract"
 	"warren.example/messaging/database"
 	"warren.example/messaging/database/pgtest"
@@ -23,8 +25,12 @@ func TestMain(m *testing.M) {
 		main()
 		return
 	}
-	os.Exit(pgtest.Main(m))
+	goleak.VerifyTestMain(tests{m})
 }
+
+type tests struct{ *testing.M }
+
+func (t tests) Run() int { return pgtest.Main(t.M) }
 
 // engines make the settings of an empty database.
 var engines = map[string]func(*testing.T) Config{

@@ -50,6 +50,9 @@ func Open(database, passwordFile string) (*DB, error) {
 		return &DB{DB: db, folder: filepath.Dir(path)}, err
 	}
 	registered, err := sql.Open("pgx", "") // for its driver; it is never connected
+	if err == nil {
+		err = registered.Close()
+	}
 	if err != nil {
 		return nil, err
 	}
