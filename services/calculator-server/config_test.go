@@ -2,8 +2,13 @@ package main
 
 import (
 	"bytes"
+	"context"
+	"net"
+	"os"
+	"os/exec"
 	"strings"
 	"testing"
+	"time"
 
 	"warren.example/messaging/service"
 )
@@ -52,6 +57,23 @@ func TestLessonsAreNamed(t *testing.T) {
 	const want = "WARREN_AUTO_ACK=true WARREN_DRAIN=false WARREN_CRASH_ON=add"
 	if got := strings.Join(w.cfg.lessons(), " "); got != want {
 		t.Errorf("lessons %q, want %q", got, want)
+	}
+}
+
+// A broker that is away is waited for; a port that somebody else has is not.
+func TestATakenPortEndsTheProcess(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	server := exec.CommandContext(ctx, os.Args[0])
+	server.Env = append(os.Environ(), "SERVER_TEST_RUN=1", "WARREN_AMQP_URL=amqp://calc-server:secret@127.0.0.1:1/calc", "WARREN_ADMIN_ADDR="+l.Addr().String())
+	out, err := server.CombinedOutput()
+	if want := "WARREN_ADMIN_ADDR: listen on " + l.Addr().String(); server.ProcessState.ExitCode() != 1 || !strings.Contains(string(out), want) {
+		t.Errorf("ended with %v and %q, want status 1 and %q", err, out, want)
 	}
 }
 
