@@ -57,12 +57,15 @@ type Consumer struct {
 func NewConsumer(o Options, c ConsumerOptions) *Consumer {
 	con := &Consumer{link: newLink(o, "consume"), options: c, turned: make(chan struct{}), rest: make(chan struct{})}
 	close(con.rest)
-	go con.supervise(con.serve, func(wake <-chan time.Time) {
-		select {
-		case <-wake:
-		case <-con.closing.Done():
-		}
-	})
+	go func() {
+		defer close(con.done)
+		con.supervise(con.serve, func(wake <-chan time.Time) {
+			select {
+			case <-wake:
+			case <-con.closing.Done():
+			}
+		})
+	}()
 	return con
 }
 

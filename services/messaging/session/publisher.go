@@ -90,11 +90,14 @@ func NewPublisher(o Options, p PublisherOptions) *Publisher {
 		p.Window = 2048
 	}
 	pub := &Publisher{link: newLink(o, "publish"), options: p, items: make(chan *item, 256)}
-	go func() {
-		pub.supervise(pub.serve, pub.refuse)
-		pub.refuseRest()
-	}()
+	go pub.live()
 	return pub
+}
+
+func (p *Publisher) live() {
+	defer close(p.done)
+	p.supervise(p.serve, p.refuse)
+	p.refuseRest()
 }
 
 // Send hands m over and returns. It waits only for room among the messages in
@@ -106,10 +109,13 @@ func (p *Publisher) Send(ctx context.Context, m Message, t Tracker) {
 	if err == nil {
 		select {
 		case p.items <- it:
+			if p.closing.Err() != nil { // perhaps too late for live to see it
+				p.refuseRest()
+			}
 			return
 		case <-ctx.Done():
 			err = ctx.Err()
-		case <-p.done:
+		case <-p.closing.Done():
 			err = ErrClosed
 		}
 	}
@@ -162,7 +168,7 @@ func (p *Publisher) refuse(wake <-chan time.Time) {
 	}
 }
 
-// refuseRest settles what was sent just before Close.
+// refuseRest settles what was sent just before Close, or since.
 func (p *Publisher) refuseRest() {
 	for {
 		select {

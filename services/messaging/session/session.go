@@ -158,7 +158,7 @@ type link struct {
 	close   context.CancelFunc
 	hard    context.Context // done once Close ran out of patience
 	abort   context.CancelFunc
-	done    chan struct{} // closed when supervise has returned
+	done    chan struct{} // closed when nothing is left to do
 
 	mu      sync.Mutex
 	why     error         // why it is not ready; nil: it is
@@ -182,7 +182,6 @@ func newLink(o Options, role string) *link {
 // means that it was closed on purpose. Between two epochs idle passes the time
 // until wake fires or the link is closing.
 func (l *link) supervise(serve func(*epoch) error, idle func(wake <-chan time.Time)) {
-	defer close(l.done)
 	hosts := rand.Perm(len(l.Config.URL)) // clients spread over the nodes
 	var id uint64
 	failures, quiet := 0, false

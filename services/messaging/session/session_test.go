@@ -77,6 +77,43 @@ func TestThePasswordFileIsReadAnew(t *testing.T) {
 	}
 }
 
+// A sender that saw the publisher ready may be overtaken by Close.
+func TestWhatIsSentWhileClosingIsSettledOnce(t *testing.T) {
+	p := &Publisher{link: newLink(Options{}, "publish"), items: make(chan *item, 256)}
+	settled := 0
+	p.close()
+	for n, when := range []string{"before the end", "after it"} {
+		p.set(nil)
+		for range 100 {
+			p.Send(t.Context(), Message{}, trackerFunc(func(o Outcome, err error) {
+				settled++
+				if o != NotWritten || !errors.Is(err, ErrClosed) {
+					t.Errorf("%s: got %s (%v), want %s", when, o, err, NotWritten)
+				}
+			}))
+		}
+		if n == 0 {
+			p.items <- &item{tracker: trackerFunc(func(Outcome, error) {
+				settled++
+				select {
+				case <-p.done:
+					t.Error("closed with a message in hand")
+				default:
+				}
+			})}
+			p.live()
+		}
+	}
+	if settled != 201 {
+		t.Errorf("%d of 201 messages were settled", settled)
+	}
+}
+
+type trackerFunc func(Outcome, error)
+
+func (trackerFunc) Written(uint64)                           {}
+func (f trackerFunc) Settled(o Outcome, _ uint64, err error) { f(o, err) }
+
 func TestBackoffGrowsWithJitterAndHasNoLastAttempt(t *testing.T) {
 	const most = 2 * time.Second
 	refused := fmt.Errorf("connect: %w", &amqp.Error{Code: amqp.AccessRefused})

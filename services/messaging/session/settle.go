@@ -63,6 +63,11 @@ func (d *Delivery) settle(m method, requeue bool) error {
 		case err := <-s.written:
 			return err
 		case <-d.Ended():
+			select {
+			case err := <-s.written: // before the end, which is no reason to deny it
+				return err
+			default:
+			}
 		}
 	case <-d.Ended():
 	}

@@ -212,6 +212,24 @@ func TestNoDeliveryIsSettledOnAnotherEpochThanItsOwn(t *testing.T) {
 	})
 }
 
+// The end of the epoch comes right behind the write: whoever is told that the
+// ack is stale would record a redelivery that never comes.
+func TestAnAckThatWasWrittenIsNotStale(t *testing.T) {
+	for range 1000 {
+		e := newTestEpoch()
+		s := newSettler(nil, e, 1, 0)
+		s.in = make(chan *settlement)
+		go func() {
+			one := <-s.in
+			one.written <- nil
+			e.fail(errors.New("connection reset"))
+		}()
+		if err := (&Delivery{Delivery: amqp.Delivery{DeliveryTag: 1}, settler: s}).Ack(); err != nil {
+			t.Fatalf("got %v, want none", err)
+		}
+	}
+}
+
 func TestADeliverySettlesOnceAndOnItsOwnEpoch(t *testing.T) {
 	e := newTestEpoch()
 	s := newSettler(nil, e, 1, 0)
