@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"runtime"
+	"sync"
 	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
@@ -81,6 +83,7 @@ type item struct {
 	ctx     context.Context
 	tracker Tracker
 	confirm *amqp.DeferredConfirmation
+	twin    int64 // see writer.tell
 }
 
 // NewPublisher connects in the background. It does not fail when the broker is
@@ -201,6 +204,7 @@ func (p *Publisher) serve(e *epoch) error {
 		Publisher: p, e: e, ch: ch,
 		pending: make(chan *item, p.options.Window),
 		idle:    make(chan struct{}, 1),
+		only:    map[string]struct{}{},
 	}
 	e.raw.moderate(func() int { return len(w.pending) })
 	confirmed := make(chan struct{})
@@ -261,6 +265,10 @@ type writer struct {
 	idle    chan struct{} // signalled when pending was empty
 	frames  []byte        // of the message at hand
 	unread  int           // messages since the last wait for all confirms
+	twins   int64         // messages that were told from another, see tell
+
+	mu   sync.Mutex
+	only map[string]struct{} // ids in flight, see tell
 }
 
 func (w *writer) run() error {
@@ -306,8 +314,10 @@ func (w *writer) publish(it *item) {
 		w.settle(it, NotWritten, w.e.id, err)
 		return
 	}
+	w.tell(it)
 	frames, err := appendPublish(w.frames[:0], w.e.conn.Config.FrameSize, &it.Message)
 	if err != nil {
+		w.forget(it)
 		w.settle(it, NotWritten, w.e.id, err)
 		return
 	}
@@ -335,6 +345,55 @@ func (w *writer) publish(it *item) {
 	}
 }
 
+// headerTwin tells a message from another of the same correlation-id.
+// Nobody reads it but whoever published.
+const headerTwin = "calc-twin"
+
+// tell makes sure that a return will find its message. A return holds no confirm
+// number, and two messages with one correlation-id may be in flight: two replies
+// to a request that was delivered twice, or requests of two clients who chose
+// alike. Only the second of such has a number in a header, which comes back with
+// the return: in every message it would be a table for every receiver to decode.
+func (w *writer) tell(it *item) {
+	if !it.Mandatory {
+		return
+	}
+	w.mu.Lock()
+	_, taken := w.only[it.CorrelationId]
+	if !taken {
+		w.only[it.CorrelationId] = struct{}{}
+	}
+	w.mu.Unlock()
+	if taken {
+		w.twins++
+		it.twin = w.twins
+		headers := make(amqp.Table, len(it.Headers)+1) // the sender's own stays as it is
+		maps.Copy(headers, it.Headers)
+		headers[headerTwin] = it.twin
+		it.Headers = headers
+	}
+}
+
+// forget lets the next message with its correlation-id go without a number.
+func (w *writer) forget(it *item) {
+	if it.Mandatory && it.twin == 0 {
+		w.mu.Lock()
+		delete(w.only, it.CorrelationId)
+		w.mu.Unlock()
+	}
+}
+
+// sender is what a return says of the message that it returns.
+type sender struct {
+	correlationID string
+	twin          int64
+}
+
+func senderOf(r amqp.Return) sender {
+	twin, _ := r.Headers[headerTwin].(int64)
+	return sender{r.CorrelationId, twin}
+}
+
 // awaitConfirms returns once nothing is in flight: the price of confirms one
 // by one, or in batches.
 func (w *writer) awaitConfirms() {
@@ -358,7 +417,7 @@ func (b barrier) Settled(Outcome, uint64, error) { b <- struct{}{} }
 // hands both over in that order: so whoever drains the returns after the
 // confirm has seen them all.
 func (w *writer) readConfirms(returns <-chan amqp.Return) {
-	returned := map[string]amqp.Return{}
+	returned := map[sender]amqp.Return{}
 	nacks := 0
 	for it := range w.pending {
 		if it.confirm == nil {
@@ -376,15 +435,17 @@ func (w *writer) readConfirms(returns <-chan amqp.Return) {
 				if !ok {
 					break drain
 				}
-				returned[r.CorrelationId] = r
+				returned[senderOf(r)] = r
 			default:
 				break drain
 			}
 		}
-		r, unroutable := returned[it.CorrelationId]
+		w.forget(it)
+		from := sender{it.CorrelationId, it.twin}
+		r, unroutable := returned[from]
 		switch {
-		case unroutable:
-			delete(returned, it.CorrelationId)
+		case unroutable && it.Mandatory:
+			delete(returned, from)
 			w.settle(it, Returned, w.e.id, fmt.Errorf("%d %s", r.ReplyCode, r.ReplyText))
 		case it.confirm.Acked():
 			nacks, w.rescued = 0, false

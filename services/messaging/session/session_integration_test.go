@@ -263,22 +263,33 @@ func (tracked) Written(uint64)                               {}
 func (c tracked) Settled(o Outcome, epoch uint64, err error) { c <- settledOutcome{o, epoch, err} }
 
 func TestEveryMessageOfAWindowHasItsOwnOutcome(t *testing.T) {
+	b := newBench(t, nil)
+	for name, id := range map[string]func(int) string{
+		"ids of their own": func(i int) string { return fmt.Sprint(i) },
+		"ids of two":       func(i int) string { return fmt.Sprint(i / 2) },
+		"one id":           func(int) string { return "same" }, // as replies to one request that came again and again
+	} {
+		t.Run(name, func(t *testing.T) { b.testWindow(t, id) })
+	}
+}
+
+func (b *bench) testWindow(t *testing.T, id func(int) string) {
 	for _, every := range []int{0, 1, 10} {
-		b := newBench(t, nil)
 		p := b.publisher(PublisherOptions{Window: 16, ConfirmEvery: every})
 		const n = 300
 		outcomes := make([]tracked, n)
 		for i := range outcomes {
 			outcomes[i] = make(tracked, 2)
-			m := b.message(fmt.Sprint(i))
+			m := b.message(id(i))
 			if i%3 == 0 {
 				m.Key = "nobody"
 			}
+			m.Mandatory = i%6 != 3
 			p.Send(t.Context(), m, outcomes[i])
 		}
 		for i, c := range outcomes {
 			want := Confirmed
-			if i%3 == 0 {
+			if i%6 == 0 {
 				want = Returned
 			}
 			if got := <-c; got.outcome != want {
