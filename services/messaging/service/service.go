@@ -26,18 +26,19 @@ const Prefix = "WARREN"
 // environment and validates it. A variable with our prefix that cfg does not
 // know is an error, because a misspelt setting would otherwise be silence.
 func Load(cfg interface{ Validate() error }) error {
-	if err := envconfig.CheckDisallowed(Prefix, cfg); err != nil {
-		name := err.Error()[strings.LastIndexByte(err.Error(), ' ')+1:]
-		return fmt.Errorf("%s: unknown setting", name)
+	unknown := envconfig.CheckDisallowed(Prefix, cfg)
+	if unknown != nil {
+		unknown = fmt.Errorf("%s: unknown setting", unknown.Error()[strings.LastIndexByte(unknown.Error(), ' ')+1:])
 	}
-	if err := envconfig.Process(Prefix, cfg); err != nil {
-		var parse *envconfig.ParseError
-		if errors.As(err, &parse) {
-			return fmt.Errorf("%s=%s: not a %s", parse.KeyName, parse.Value, parse.TypeName)
-		}
-		return err
+	err := envconfig.Process(Prefix, cfg)
+	var parse *envconfig.ParseError
+	switch {
+	case err == nil:
+		err = cfg.Validate()
+	case errors.As(err, &parse):
+		err = fmt.Errorf("%s=%s: not a %s", parse.KeyName, parse.Value, parse.TypeName)
 	}
-	return cfg.Validate()
+	return errors.Join(unknown, err)
 }
 
 // NewLogger logs JSON lines to standard error; standard output belongs to the

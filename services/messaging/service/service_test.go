@@ -29,15 +29,19 @@ func (s *settings) Validate() error {
 }
 
 func TestLoadNamesWhatItRefuses(t *testing.T) {
-	for name, tc := range map[string]struct{ key, value, want string }{
-		"a misspelt setting":  {"WARREN_PREFTECH", "5", "WARREN_PREFTECH: unknown setting"},
-		"a value of no sense": {"WARREN_PREFETCH", "many", "WARREN_PREFETCH=many: not a int"},
-		"a bare number":       {"WARREN_DRAIN", "5", "WARREN_DRAIN=5: not a time.Duration"},
-		"out of range":        {"WARREN_PREFETCH", "0", "WARREN_PREFETCH=0: want 1 or more"},
-		"all well":            {"WARREN_PREFETCH", "7", ""},
+	for name, tc := range map[string]struct{ settings, want string }{
+		"a misspelt setting":   {"WARREN_PREFTECH=5", "WARREN_PREFTECH: unknown setting"},
+		"a value of no sense":  {"WARREN_PREFETCH=many", "WARREN_PREFETCH=many: not a int"},
+		"a bare number":        {"WARREN_DRAIN=5", "WARREN_DRAIN=5: not a time.Duration"},
+		"out of range":         {"WARREN_PREFETCH=0", "WARREN_PREFETCH=0: want 1 or more"},
+		"two problems at once": {"WARREN_PREFTECH=5 WARREN_PREFETCH=0", "WARREN_PREFTECH: unknown setting\nWARREN_PREFETCH=0: want 1 or more"},
+		"all well":             {"WARREN_PREFETCH=7", ""},
 	} {
 		t.Run(name, func(t *testing.T) {
-			t.Setenv(tc.key, tc.value)
+			for kv := range strings.FieldsSeq(tc.settings) {
+				key, value, _ := strings.Cut(kv, "=")
+				t.Setenv(key, value)
+			}
 			var s settings
 			err := Load(&s)
 			if got := fmt.Sprint(err); tc.want != "" && got != tc.want {

@@ -7,6 +7,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net/url"
 	"os"
 	"strings"
@@ -31,8 +32,9 @@ type Config struct {
 	MaxBackoff   time.Duration `split_words:"true" default:"2s" desc:"longest wait between two attempts to connect; five times as long after a refused login"`
 }
 
-// Validate refuses settings that cannot work. It reads no file and opens no
-// connection, and its errors never hold a password.
+// Validate refuses settings that cannot work, files that cannot be read among
+// them: a service would try with those for ever. It opens no connection, and its
+// errors never hold a password.
 func (c *Config) Validate() error {
 	var errs []error
 	if len(c.URL) == 0 {
@@ -51,7 +53,18 @@ func (c *Config) Validate() error {
 			errs = append(errs, fmt.Errorf("WARREN_AMQP_URL: number %d (%s): differs from the first in scheme, user, password or vhost", i+1, u.Host))
 		}
 	}
-	if len(errs) == 0 {
+	broken := len(errs) > 0
+	if !broken || c.PasswordFile != "" { // a broken URL may hold one
+		if _, err := c.credentials(first); err != nil {
+			errs = append(errs, err)
+		}
+	}
+	if broken || first.Scheme == "amqps" {
+		if _, err := c.tls(first.Host); err != nil {
+			errs = append(errs, err)
+		}
+	}
+	if !broken {
 		switch user := c.User(); {
 		case user == "":
 			errs = append(errs, errors.New("WARREN_AMQP_USERNAME: empty, and WARREN_AMQP_URL names no user"))
@@ -81,21 +94,24 @@ func (c *Config) Validate() error {
 // parse reads a broker's URL. The parsers' own errors quote the whole text,
 // password included, so none of them is passed on.
 func parse(raw string) (amqp.URI, error) {
-	if u, err := url.Parse(raw); err != nil || u.Host == "" || u.Scheme != "amqp" && u.Scheme != "amqps" {
-		return amqp.URI{}, errors.New("not of the form amqp(s)://[user[:password]@]host:port/vhost")
-	} else if u.RawQuery != "" || u.Fragment != "" {
+	const form = "not of the form amqp(s)://[user[:password]@]host:port/vhost"
+	u, err := url.Parse(raw)
+	switch {
+	case err != nil || u.Host == "" || u.Scheme != "amqp" && u.Scheme != "amqps":
+		return amqp.URI{}, errors.New(form)
+	case u.RawQuery != "" || u.Fragment != "":
 		return amqp.URI{}, errors.New("no ? and # are allowed; there are settings for what they would say")
-	} else if u.User == nil {
-		u.User = url.UserPassword("-", "-") // or the library makes it guest:guest
-		raw = u.String()
 	}
 	uri, err := amqp.ParseURI(raw)
 	if err != nil {
-		return amqp.URI{}, errors.New("not of the form amqp(s)://[user[:password]@]host:port/vhost")
+		return amqp.URI{}, errors.New(form)
 	}
-	if uri.Username == "-" {
-		uri.Username, uri.Password = "", ""
+	if uri.Port < 1 || uri.Port > 65535 {
+		return amqp.URI{}, fmt.Errorf("%s: port %d: want 1 to 65535", uri.Host, uri.Port)
 	}
+	// Where the URL has none of these the library says guest.
+	uri.Username = u.User.Username()
+	uri.Password, _ = u.User.Password()
 	return uri, nil
 }
 
@@ -116,35 +132,55 @@ func (c *Config) User() string {
 func (c *Config) credentials(u amqp.URI) (amqp.Authentication, error) {
 	auth := &amqp.PlainAuth{Username: c.User(), Password: u.Password}
 	if c.PasswordFile != "" {
-		b, err := os.ReadFile(c.PasswordFile)
+		b, err := read("PASSWORD_FILE", c.PasswordFile)
 		if err != nil {
-			return nil, fmt.Errorf("WARREN_AMQP_PASSWORD_FILE: %w", err)
+			return nil, err
 		}
-		auth.Password = strings.TrimRight(string(b), "\r\n")
+		if auth.Password = strings.TrimRight(string(b), "\r\n"); auth.Password == "" {
+			return nil, fmt.Errorf("WARREN_AMQP_PASSWORD_FILE=%s: empty", c.PasswordFile)
+		}
+	}
+	if auth.Password == "" {
+		return nil, errors.New("WARREN_AMQP_PASSWORD_FILE: empty, and WARREN_AMQP_URL holds no password")
 	}
 	return auth, nil
 }
 
+// read names the setting that names the file.
+func read(setting, path string) ([]byte, error) {
+	b, err := os.ReadFile(path)
+	if at := (*fs.PathError)(nil); errors.As(err, &at) {
+		err = at.Err // without the path
+	}
+	if err != nil {
+		return nil, fmt.Errorf("WARREN_AMQP_%s=%s: %w", setting, path, err)
+	}
+	return b, nil
+}
+
 func (c *Config) tls(host string) (*tls.Config, error) {
 	t := &tls.Config{MinVersion: tls.VersionTLS12, ServerName: cmp.Or(c.ServerName, host)}
+	var errs []error
 	if c.CAFile != "" {
-		pem, err := os.ReadFile(c.CAFile)
-		if err != nil {
-			return nil, fmt.Errorf("WARREN_AMQP_CA_FILE: %w", err)
-		}
+		pem, err := read("CA_FILE", c.CAFile)
 		t.RootCAs = x509.NewCertPool()
-		if !t.RootCAs.AppendCertsFromPEM(pem) {
-			return nil, fmt.Errorf("WARREN_AMQP_CA_FILE=%s: holds no certificate", c.CAFile)
+		if err == nil && !t.RootCAs.AppendCertsFromPEM(pem) {
+			err = fmt.Errorf("WARREN_AMQP_CA_FILE=%s: holds no certificate", c.CAFile)
+		}
+		errs = append(errs, err)
+	}
+	if c.CertFile != "" && c.KeyFile != "" {
+		cert, err1 := read("CERT_FILE", c.CertFile)
+		key, err2 := read("KEY_FILE", c.KeyFile)
+		if errs = append(errs, err1, err2); err1 == nil && err2 == nil {
+			pair, err := tls.X509KeyPair(cert, key)
+			if err != nil {
+				errs = append(errs, fmt.Errorf("WARREN_AMQP_CERT_FILE=%s, WARREN_AMQP_KEY_FILE=%s: %w", c.CertFile, c.KeyFile, err))
+			}
+			t.Certificates = []tls.Certificate{pair}
 		}
 	}
-	if c.CertFile != "" {
-		cert, err := tls.LoadX509KeyPair(c.CertFile, c.KeyFile)
-		if err != nil {
-			return nil, fmt.Errorf("WARREN_AMQP_CERT_FILE: %w", err)
-		}
-		t.Certificates = []tls.Certificate{cert}
-	}
-	return t, nil
+	return t, errors.Join(errs...)
 }
 
 // Probe connects once and says why it cannot, at the latest when ctx ends. It

@@ -28,6 +28,11 @@ func good() Config {
 }
 
 func TestConfigRefusesAndNeverTellsThePassword(t *testing.T) {
+	empty, full := t.TempDir()+"/empty", t.TempDir()+"/full"
+	if err := errors.Join(os.WriteFile(empty, []byte("\n"), 0o600), os.WriteFile(full, []byte("s3cret\n"), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	amqps := func(c *Config) { c.URL = []string{strings.Replace(c.URL[0], "amqp:", "amqps:", 1)} }
 	for name, tc := range map[string]struct {
 		change func(*Config)
 		want   string // part of the error; "" means none
@@ -45,6 +50,21 @@ func TestConfigRefusesAndNeverTellsThePassword(t *testing.T) {
 		"a timeout of nothing":    {func(c *Config) { c.WriteTimeout = 0 }, "WARREN_AMQP_WRITE_TIMEOUT=0s"},
 		"a key without its cert":  {func(c *Config) { c.KeyFile = "k" }, "both or neither"},
 		"TLS files without amqps": {func(c *Config) { c.CAFile = "ca" }, "only for amqps"},
+		"a port of nobody":        {func(c *Config) { c.URL = []string{"amqp://calc-client:s3cret@127.0.0.1:70000/calc"} }, "WARREN_AMQP_URL: number 1: 127.0.0.1: port 70000: want 1 to 65535"},
+		"port 0":                  {func(c *Config) { c.URL = []string{"amqp://calc-client:s3cret@127.0.0.1:0/calc"} }, "port 0: want"},
+		"no password":             {func(c *Config) { c.URL = []string{"amqp://calc-client@127.0.0.1/calc"} }, "WARREN_AMQP_PASSWORD_FILE: empty, and WARREN_AMQP_URL holds no"},
+		"a password file":         {func(c *Config) { c.URL, c.PasswordFile = []string{"amqp://calc-client@127.0.0.1/calc"}, full }, ""},
+		"an empty password file":  {func(c *Config) { c.PasswordFile = empty }, "WARREN_AMQP_PASSWORD_FILE=" + empty + ": empty"},
+		"a missing password file": {func(c *Config) { c.PasswordFile = "/none" }, "WARREN_AMQP_PASSWORD_FILE=/none: no such file"},
+		"an empty CA file":        {func(c *Config) { amqps(c); c.CAFile = empty }, "WARREN_AMQP_CA_FILE=" + empty + ": holds no certificate"},
+		"no pair": {func(c *Config) { amqps(c); c.CertFile, c.KeyFile = empty, full },
+			"WARREN_AMQP_CERT_FILE=" + empty + ", WARREN_AMQP_KEY_FILE=" + full + ": tls: "},
+		"all at once": {func(c *Config) {
+			amqps(c)
+			c.URL = append(c.URL, "amqps://x@y:70000/calc")
+			c.PasswordFile, c.CAFile, c.CertFile, c.KeyFile, c.MaxBackoff = "/none/1", "/none/2", "/none/3", "/none/4", 0
+		}, "number 2: y: port 70000: want 1 to 65535\nWARREN_AMQP_PASSWORD_FILE=/none/1: no such file or directory\nWARREN_AMQP_CA_FILE=/none/2: no such file or directory\n" +
+			"WARREN_AMQP_CERT_FILE=/none/3: no such file or directory\nWARREN_AMQP_KEY_FILE=/none/4: no such file or directory\nWARREN_AMQP_MAX_BACKOFF=0s"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			c := good()
