@@ -32,6 +32,7 @@ import (
 	"go.uber.org/zap"
 
 	"warren.example/messaging/event"
+	"warren.example/messaging/topology"
 )
 
 // What Ready and the errors of Publish wrap.
@@ -42,6 +43,7 @@ var (
 	ErrPaused     = errors.New("paused by this process")
 	ErrCancelled  = errors.New("the broker cancelled the consumer")
 	ErrOnlyNacks  = errors.New("the broker nacks everything on this channel")
+	ErrTooOld     = errors.New("the broker is too old")
 )
 
 // Options are common to publishers and consumers.
@@ -146,7 +148,21 @@ func (c *Config) dial(ctx context.Context, rawURL, name string, id uint64) (*epo
 	}
 	e := &epoch{id: id, conn: connection, raw: raw}
 	e.ctx, e.fail = context.WithCancelCause(context.WithoutCancel(ctx))
+	if err := known(topology.VersionOf(connection)); err != nil {
+		const politely = true
+		e.end(politely)
+		return nil, fmt.Errorf("connect to %s:%d: %w", uri.Host, uri.Port, err)
+	}
 	return e, nil
+}
+
+// known refuses a broker whose quorum queues cannot do what is promised here.
+func known(v topology.Version, err error) error {
+	oldest := topology.Oldest
+	if err == nil && !v.AtLeast(oldest.Major, oldest.Minor) {
+		err = fmt.Errorf("RabbitMQ %s: %w, need %d.%d or newer", v, ErrTooOld, oldest.Major, oldest.Minor)
+	}
+	return err
 }
 
 // A link is one connection that is replaced whenever it ends.
@@ -332,13 +348,13 @@ func (l *link) Close(ctx context.Context) error {
 }
 
 // backoff grows from 50 ms to the most, halved at random so that clients of a
-// restarted broker do not come back in step. A refused login waits longer:
-// somebody has to do something about it first.
+// restarted broker do not come back in step. A refused login waits longer, and a
+// broker that is too old: somebody has to do something about it first.
 func backoff(failures int, most time.Duration, err error) time.Duration {
 	const least = 50 * time.Millisecond
 	d := min(least<<min(failures-1, 16), most)
 	var refused *amqp.Error
-	if errors.As(err, &refused) && (refused.Code == amqp.AccessRefused || refused.Code == amqp.NotAllowed) {
+	if errors.As(err, &refused) && (refused.Code == amqp.AccessRefused || refused.Code == amqp.NotAllowed) || errors.Is(err, ErrTooOld) {
 		d = 5 * most
 	}
 	return d/2 + rand.N(d/2+1)

@@ -99,13 +99,20 @@ func (b *bench) declareQueue(ch *amqp.Channel, args amqp.Table) error {
 	return ch.QueueBind(b.name, b.name, b.name, false, nil)
 }
 
-// onBroker does something behind the session's back.
-func (b *bench) onBroker(do func(*amqp.Channel) error) {
+func (b *bench) dial() *amqp.Connection {
 	b.t.Helper()
 	conn, err := amqp.Dial(b.admin)
 	if err != nil {
 		b.t.Fatal(err)
 	}
+	b.t.Cleanup(func() { _ = conn.Close() })
+	return conn
+}
+
+// onBroker does something behind the session's back.
+func (b *bench) onBroker(do func(*amqp.Channel) error) {
+	b.t.Helper()
+	conn := b.dial()
 	defer conn.Close()
 	ch, err := conn.Channel()
 	if err == nil {
@@ -566,6 +573,23 @@ func TestSeveralHosts(t *testing.T) {
 	b.publisher(PublisherOptions{}) // ready, whichever comes first
 }
 
+// The broker is another version only in what it says of itself.
+func TestABrokerThatIsTooOldIsAStateAndAnError(t *testing.T) {
+	b := newBench(t, nil)
+	version, _ := b.dial().Properties["version"].(string)
+	old := "3.9." + strings.Repeat("9", len(version)-4)
+	b.proxy.pretend(version, old)
+	err := b.options.Config.Probe(t.Context())
+	if want := "RabbitMQ " + old + ": " + ErrTooOld.Error(); !strings.Contains(fmt.Sprint(err), want) {
+		t.Errorf("got %v, want %q", err, want)
+	}
+	p := NewPublisher(b.options, PublisherOptions{Exchange: b.name})
+	closeAtEnd(t, p.Close)
+	until(t, "Ready says why", func() bool { return errors.Is(p.Ready(), ErrTooOld) })
+	b.proxy.pretend(version, version)
+	within(t, p.WaitReady) // it was upgraded: nothing has to be restarted
+}
+
 func TestAWrongPasswordIsToldWithoutIt(t *testing.T) {
 	b := newBench(t, nil)
 	uri, _ := amqp.ParseURI(b.options.Config.URL[0])
@@ -587,6 +611,7 @@ type proxy struct {
 	mu      sync.Mutex
 	refused bool
 	muted   bool
+	spoken  [2]string // what the broker says, and what is said instead
 	pairs   map[*pair]bool
 	wg      sync.WaitGroup
 }
@@ -619,7 +644,7 @@ func (p *proxy) accept() {
 			return
 		}
 		p.mu.Lock()
-		refused, muted := p.refused, p.muted
+		refused, muted, spoken := p.refused, p.muted, p.spoken
 		p.mu.Unlock()
 		broker, err := net.Dial("tcp", p.upstream)
 		if refused || err != nil {
@@ -636,19 +661,19 @@ func (p *proxy) accept() {
 		p.mu.Lock()
 		p.pairs[c] = true
 		p.mu.Unlock()
-		p.wg.Go(func() { c.pump(client, broker) })
-		p.wg.Go(func() { c.pump(broker, client) })
+		p.wg.Go(func() { c.pump(client, broker, spoken) })
+		p.wg.Go(func() { c.pump(broker, client, [2]string{}) })
 	}
 }
 
-func (c *pair) pump(dst, src net.Conn) {
+func (c *pair) pump(dst, src net.Conn, spoken [2]string) {
 	buf := make([]byte, 32<<10)
 	for {
 		n, err := src.Read(buf)
 		select {
 		case <-c.frozen: // swallow, and close nothing
 		default:
-			_, _ = dst.Write(buf[:n])
+			_, _ = dst.Write(bytes.Replace(buf[:n], []byte(spoken[0]), []byte(spoken[1]), 1))
 			if err != nil {
 				_ = dst.Close()
 			}
@@ -663,6 +688,14 @@ func (p *proxy) refuse(on bool) { p.mu.Lock(); p.refused = on; p.mu.Unlock() }
 
 // mute lets connections come and swallows all that is sent on them.
 func (p *proxy) mute(on bool) { p.mu.Lock(); p.muted = on; p.mu.Unlock() }
+
+// pretend changes a word of the broker's, on later connections, for another of
+// the same length.
+func (p *proxy) pretend(word, other string) {
+	p.mu.Lock()
+	p.spoken = [2]string{word, other}
+	p.mu.Unlock()
+}
 
 func (p *proxy) connections() int { p.mu.Lock(); defer p.mu.Unlock(); return len(p.pairs) }
 

@@ -14,6 +14,8 @@ import (
 	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
+
+	"warren.example/messaging/topology"
 )
 
 func newTestEpoch() *epoch {
@@ -134,16 +136,33 @@ type trackerFunc func(Outcome, error)
 func (trackerFunc) Written(uint64)                           {}
 func (f trackerFunc) Settled(o Outcome, _ uint64, err error) { f(o, err) }
 
+func TestABrokerThatIsTooOldIsRefused(t *testing.T) {
+	for version, want := range map[string]string{
+		"3.9.29":     "RabbitMQ 3.9.29: the broker is too old, need 3.10 or newer",
+		"3.10.0":     "",
+		"4.3.0-rc.1": "",
+		"unknown":    `broker version "unknown"`,
+	} {
+		err := known(topology.ParseVersion(version))
+		if (err == nil) != (want == "") || err != nil && !strings.HasPrefix(err.Error(), want) {
+			t.Errorf("%s: got %v, want %q", version, err, want)
+		}
+	}
+}
+
 func TestBackoffGrowsWithJitterAndHasNoLastAttempt(t *testing.T) {
 	const most = 2 * time.Second
 	refused := fmt.Errorf("connect: %w", &amqp.Error{Code: amqp.AccessRefused})
+	tooOld := fmt.Errorf("connect: %w", ErrTooOld)
 	for failures, d := range map[int]time.Duration{1: 50 * time.Millisecond, 3: 200 * time.Millisecond, 100: most, 1 << 40: most} {
 		if got := backoff(failures, most, errors.New("refused")); got < d/2 || got > d {
 			t.Errorf("after %d failures: got %s, want %s to %s", failures, got, d/2, d)
 		}
 	}
-	if got := backoff(1, most, refused); got < 5*most/2 {
-		t.Errorf("after a refused login: got %s, want at least %s", got, 5*most/2)
+	for _, err := range []error{refused, tooOld} {
+		if got := backoff(1, most, err); got < 5*most/2 {
+			t.Errorf("after %v: got %s, want at least %s", err, got, 5*most/2)
+		}
 	}
 }
 
