@@ -3,13 +3,16 @@
 package rpc_test
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net"
 	"net/http"
 	"net/url"
 	"os"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -432,4 +435,138 @@ func TestABrokerThatRefusesIsOverloaded(t *testing.T) {
 	if _, err := call(t, caller(t, nil), 20*time.Second, rpc.Call{Request: add}); failure(err) != "the broker refuses more requests, executed: true" {
 		t.Errorf("got %s", failure(err))
 	}
+}
+
+// A call never blocks past its deadline, whatever the broker does. What is
+// allowed beyond it is for a busy machine; each outage lasts until all calls
+// have returned.
+func TestNoCallOutlivesItsDeadline(t *testing.T) {
+	const (
+		deadline    = "no reply before the deadline, executed: true"
+		unavailable = "the broker is away or blocks publishers, executed: false"
+	)
+	uri, err := amqp.ParseURI(config(t, contract.UserClient).URL[0])
+	if err != nil {
+		t.Fatal("the client's URL is no AMQP URL")
+	}
+	addr, gate := newGate(t, net.JoinHostPort(uri.Host, strconv.Itoa(uri.Port)))
+	uri.Host, uri.Port = "127.0.0.1", addr.Port
+	for name, outage := range map[string]struct {
+		begin, end func()
+		silent     bool // only missing heartbeats tell
+	}{
+		"a stopped broker": {func() { control(t, "pause") }, func() { control(t, "resume") }, true},
+		"a frozen network": {gate.Lock, gate.Unlock, true},
+		"a memory alarm": {func() { control(t, "ctl", "set_vm_memory_high_watermark", "0") },
+			func() { control(t, "ctl", "set_vm_memory_high_watermark", "0.6") }, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := caller(t, func(o *rpc.CallerOptions) {
+				o.Session.Config.URL, o.Session.Config.Heartbeat = []string{uri.String()}, 3*time.Second
+			})
+			var calls sync.WaitGroup
+			returns := func(what string, timeout time.Duration, request rpc.Call, want string) {
+				request.Request = add
+				calls.Go(func() {
+					got := make(chan error, 1)
+					go func() { _, err := call(t, c, timeout, request); got <- err }()
+					select {
+					case err := <-got:
+						if failure(err) != want {
+							t.Errorf("%s: got %s, want %s", what, failure(err), want)
+						}
+					case <-time.After(timeout + 2*time.Second):
+						t.Errorf("%s: 2s past its deadline it still waits", what)
+					}
+				})
+			}
+			outage.begin()
+			end := sync.OnceFunc(outage.end)
+			t.Cleanup(end) // before the caller is closed
+			returns("nobody has noticed", time.Second, rpc.Call{}, deadline)
+			if outage.silent {
+				returns("nobody has noticed, and it asks for a server", time.Second, rpc.Call{FailIfNoServer: true}, unavailable)
+				returns("its session ends under it", 9*time.Second, rpc.Call{}, deadline)
+			}
+			for noticed := time.Now().Add(30 * time.Second); c.Ready() == nil; time.Sleep(5 * time.Millisecond) {
+				if time.Now().After(noticed) {
+					t.Fatal("not noticed within 30s")
+				}
+			}
+			returns("noticed", time.Second, rpc.Call{}, unavailable)
+			returns("noticed, and it waits", time.Second, rpc.Call{WaitForSession: true}, unavailable)
+			calls.Wait()
+			end()
+			await(t, c.WaitReady)
+			purge(t)
+		})
+	}
+}
+
+// control talks to the broker's keeper.
+func control(t *testing.T, action string, args ...string) {
+	t.Helper()
+	keeper := os.Getenv("LAB_BROKER_CONTROL")
+	if keeper == "" {
+		t.Fatal("LAB_BROKER_CONTROL is not set: run the tests with `go run ./services/lab broker -- go test …`")
+	}
+	body, _ := json.Marshal(args)
+	r, err := http.NewRequest(http.MethodPost, keeper+"/"+action, bytes.NewReader(body))
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Close = true
+	answer, err := http.DefaultClient.Do(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer answer.Body.Close()
+	if answer.StatusCode > 299 {
+		t.Fatalf("%s %v: %s", action, args, answer.Status)
+	}
+}
+
+// newGate stands between a session and the broker. While somebody holds the
+// lock nothing arrives any more, on connections old and new, and none is closed.
+func newGate(t *testing.T, upstream string) (*net.TCPAddr, *sync.RWMutex) {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	gate := new(sync.RWMutex)
+	var pumps sync.WaitGroup
+	t.Cleanup(func() { _ = l.Close(); pumps.Wait() })
+	pump := func(dst, src net.Conn) {
+		defer dst.Close()
+		buf := make([]byte, 32<<10)
+		for {
+			n, err := src.Read(buf)
+			if err != nil {
+				return
+			}
+			gate.RLock()
+			_, err = dst.Write(buf[:n])
+			gate.RUnlock()
+			if err != nil {
+				return
+			}
+		}
+	}
+	pumps.Go(func() {
+		for {
+			client, err := l.Accept()
+			if err != nil {
+				return
+			}
+			broker, err := net.Dial("tcp", upstream)
+			if err != nil {
+				_ = client.Close()
+				continue
+			}
+			pumps.Go(func() { pump(broker, client) })
+			pumps.Go(func() { pump(client, broker) })
+		}
+	})
+	return l.Addr().(*net.TCPAddr), gate
 }
