@@ -274,8 +274,8 @@ func TestAnswersAndDrains(t *testing.T) {
 	if state := p.exit(); state.ExitCode() != 0 {
 		t.Errorf("ended with %s, want 0", state)
 	}
-	if got := p.events(""); !slices.Equal(got, []event.Kind{event.Drained, event.EOF}) {
-		t.Errorf("last events %v, want drained, eof", got)
+	if got := p.events(""); !slices.Equal(got, []event.Kind{event.Draining, event.Drained, event.EOF}) {
+		t.Errorf("last events %v, want draining, drained, eof", got)
 	}
 }
 
