@@ -201,15 +201,11 @@ func ask(ctx context.Context, options rpc.CallerOptions, call rpc.Call) (reply c
 }
 
 // closeCaller is for when every call has ended: nothing is lost with the
-// connections, so an error changes nothing. Close is patient with a broker that
-// is stopped; this process is about to end, and its sockets with it.
+// connections, so an error changes nothing.
 func closeCaller(caller *rpc.Caller) {
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
-	go func() {
-		defer cancel()
-		_ = caller.Close(ctx)
-	}()
-	<-ctx.Done()
+	defer cancel()
+	_ = caller.Close(ctx)
 }
 
 // printed is a call as JSON: a result or an error, never both.

@@ -29,8 +29,7 @@ func TestMain(m *testing.M) {
 	if os.Getenv("AUDITOR_TEST_SERVE") != "" {
 		os.Exit(execute(context.Background(), []string{"serve"}, os.Stdout, os.Stderr))
 	}
-	// database.Open keeps one that never connects, to ask it for its driver.
-	goleak.VerifyTestMain(tests{m}, goleak.IgnoreTopFunction("database/sql.(*DB).connectionOpener"))
+	goleak.VerifyTestMain(tests{m})
 }
 
 // tests is all of them, and what they share is ended before goleak looks.

@@ -249,7 +249,6 @@ func (l *link) run(e *epoch, serve func(*epoch) error) error {
 	})
 	err := serve(e)
 	opening.Stop()
-	stopAbort()
 	if cause := context.Cause(e.ctx); err != nil && cause != nil && e.open.Load() {
 		err = cause // the reason that came first, not what followed from it
 	}
@@ -260,6 +259,7 @@ func (l *link) run(e *epoch, serve func(*epoch) error) error {
 		l.Metrics.opened(l.role, false)
 	}
 	e.end(err == nil)
+	stopAbort() // not before: a farewell to a broker that is stopped must be cut short, too
 	return err
 }
 

@@ -463,6 +463,26 @@ func TestAHalfOpenConnectionEndsByHeartbeat(t *testing.T) {
 	within(t, c.WaitReady)
 }
 
+// Close says farewell, and a network that is frozen does not answer.
+func TestCloseIsNotLongerThanItsContext(t *testing.T) {
+	b := newBench(t, nil)
+	b.options.Config.Heartbeat, b.options.Config.WriteTimeout = time.Minute, time.Minute
+	p := b.publisher(PublisherOptions{})
+	b.proxy.freeze()
+	ctx, cancel := context.WithTimeout(t.Context(), 500*time.Millisecond)
+	defer cancel()
+	closed := make(chan error, 1)
+	go func() { closed <- p.Close(ctx) }()
+	select {
+	case err := <-closed:
+		if !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("got %v, want its own deadline", err)
+		}
+	case <-time.After(20 * time.Second):
+		t.Fatal("after 20 s it still waits for an answer to its farewell")
+	}
+}
+
 // A peer that accepts the connection and never says a word, as a stopped broker
 // does: the next attempt may reach one that speaks.
 func TestAHandshakeWithoutAnAnswerIsGivenUp(t *testing.T) {
