@@ -73,6 +73,7 @@ func All() []Scenario {
 		killedBeforeAck,
 		killedAfterReply,
 		ackBeforeReply,
+		ackLost,
 		brokerKilled,
 		leaderKilled,
 		noServer,

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 
+	"warren.example/lab/link"
 	"warren.example/messaging/event"
 	"warren.example/messaging/topology"
 )
@@ -159,6 +160,26 @@ type Machines interface {
 	// StopMachine is a power cut; it returns when the cluster has noticed.
 	StopMachine(ctx context.Context, name string) error
 	StartMachine(ctx context.Context, name string) error
+}
+
+// Link is the network between services and the broker, where it can be broken.
+type Link interface {
+	// URL is a service's AMQP_URL; the link leads to one node of the broker.
+	URL() string
+	Do(ctx context.Context, o link.Order) error
+	// Hit is how many orders have met the frame that they waited for.
+	Hit(ctx context.Context) (int, error)
+}
+
+// Connect makes a link in a room, for services of a broker user.
+func Connect(ctx context.Context, r Room, user string) (Link, error) {
+	c, ok := r.(interface {
+		Connect(ctx context.Context, user string) (Link, error)
+	})
+	if !ok {
+		return nil, fmt.Errorf("a link for %s: %w", user, ErrUnsupported)
+	}
+	return c.Connect(ctx, user)
 }
 
 // Deploy starts a service as a workload in a room.

@@ -4,12 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/url"
 	"os"
 	"regexp"
 	"slices"
 	"strings"
 	"sync"
 
+	"warren.example/lab/link"
 	"warren.example/lab/substrate"
 	"warren.example/lab/substrate/vhost"
 	"warren.example/messaging/event"
@@ -35,6 +37,7 @@ type Room struct {
 
 	mu        sync.Mutex
 	processes []*Process
+	links     []*link.Link
 	closed    bool
 }
 
@@ -148,6 +151,33 @@ func (r *Room) Start(ctx context.Context, svc substrate.Service) (substrate.Proc
 	return p, nil
 }
 
+// Connect makes a link of this process's own.
+func (r *Room) Connect(_ context.Context, user string) (substrate.Link, error) {
+	node, _, _ := strings.Cut(r.URL(user), ",")
+	u, err := url.Parse(node)
+	if err != nil {
+		return nil, errors.New("a link: malformed URL of the broker") // url.Parse would quote the password
+	}
+	k, err := link.Listen("127.0.0.1:0", u.Host)
+	if err != nil {
+		return nil, err
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.links = append(r.links, k)
+	u.Host = k.Addr()
+	return linked{k, u.String()}, nil
+}
+
+type linked struct {
+	*link.Link
+	url string
+}
+
+func (l linked) URL() string                              { return l.url }
+func (l linked) Do(_ context.Context, o link.Order) error { return l.Link.Do(o) }
+func (l linked) Hit(context.Context) (int, error)         { return l.Link.Hit(), nil }
+
 // tell passes an event line on, from one goroutine at a time.
 func (r *Room) tell(l event.Line) {
 	r.linesMu.Lock()
@@ -165,14 +195,18 @@ func (r *Room) Close(ctx context.Context) error {
 		return nil
 	}
 	r.closed = true
-	processes := r.processes
+	processes, links := r.processes, r.links
 	r.mu.Unlock()
 	var wait sync.WaitGroup
 	for _, p := range processes {
 		wait.Go(p.close)
 	}
 	wait.Wait()
-	err := r.remove(ctx)
+	var errs []error
+	for _, k := range links {
+		errs = append(errs, k.Close())
+	}
+	err := errors.Join(append(errs, r.remove(ctx))...)
 	r.s.mu.Lock()
 	delete(r.s.rooms, r)
 	r.s.mu.Unlock()

@@ -1,0 +1,37 @@
+package scenario
+
+import (
+	"warren.example/lab/link"
+	"warren.example/lab/substrate"
+	"warren.example/messaging/contract"
+)
+
+// Link is the network between servers and the broker.
+type Link struct {
+	w *World
+	substrate.Link
+}
+
+// Link puts one between the broker and the servers that are given its Settings.
+func (w *World) Link() *Link {
+	k, err := substrate.Connect(w.ctx, w.room, contract.UserServer)
+	w.must(err, "make a link")
+	return &Link{w, k}
+}
+
+// Settings lead a server over the link.
+func (k *Link) Settings() Settings { return Settings{"AMQP_URL": k.URL()} }
+
+// BreakAt does something to the connection of the n-th next frame with this
+// method, before the other end has it.
+func (k *Link) BreakAt(method string, n int, how link.Action) {
+	k.w.tell("the link will " + string(how) + " at a " + method)
+	k.w.must(k.Do(k.w.ctx, link.Order{Action: how, Method: method, N: n}), "order the link to %s", how)
+}
+
+// Broke says whether all so many frames came.
+func (k *Link) Broke(times int) bool {
+	hit, err := k.Hit(k.w.ctx)
+	k.w.must(err, "ask the link")
+	return hit == times
+}
