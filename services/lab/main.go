@@ -58,7 +58,7 @@ Exit status: 0 held, 1 broken, 2 inconclusive, 3 could not be set up, 64 usage.`
 		demoCommand(), listCommand(), runCommand(), explainCommand(), // scenarios and their ledger
 		upCommand(), downCommand(), // something to play with
 		brokerCommand(), topologyCommand(), doctorCommand(), // tools
-		checkCommand(), waitCommand(), // for pods
+		checkCommand(), waitCommand(), linkCommand(), // for pods
 	)
 	refuseAsUsage(root)
 	return root

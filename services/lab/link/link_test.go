@@ -6,6 +6,8 @@ import (
 	"errors"
 	"io"
 	"net"
+	"net/http"
+	"net/http/httptest"
 	"strings"
 	"syscall"
 	"testing"
@@ -200,5 +202,43 @@ func TestWrongOrders(t *testing.T) {
 		if err := o.Validate(); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%+v: got %v, want %s", o, err, want)
 		}
+	}
+}
+
+func TestControl(t *testing.T) {
+	k, service, broker := ends(t)
+	api := httptest.NewServer(k.Control())
+	defer api.Close()
+	defer api.Client().CloseIdleConnections()
+	order := func(body string) (status int, said string) {
+		t.Helper()
+		res, err := api.Client().Post(api.URL+"/orders", "application/json", strings.NewReader(body))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer res.Body.Close()
+		b, _ := io.ReadAll(res.Body)
+		return res.StatusCode, string(b)
+	}
+	for body, want := range map[string]string{
+		`{"action":"explode"}`:           `action "explode"`,
+		`{"action":"reset","metod":"x"}`: "metod",
+	} {
+		if status, said := order(body); status != http.StatusBadRequest || !strings.Contains(said, want) {
+			t.Errorf("%s: got %d %s, want 400 and %s", body, status, said, want)
+		}
+	}
+	if status, said := order(`{"action":"reset","method":"basic.ack","n":1}`); status != http.StatusNoContent {
+		t.Fatalf("got %d %s, want 204", status, said)
+	}
+	send(t, service, method("basic.ack"))
+	cut(t, broker)
+	res, err := api.Client().Get(api.URL + "/hit")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer res.Body.Close()
+	if b, _ := io.ReadAll(res.Body); string(b) != "1\n" {
+		t.Errorf("hit: got %q, want 1", b)
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"regexp"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -36,6 +37,7 @@ type Room struct {
 	linesMu sync.Mutex
 	lines   func(event.Line)
 
+	links     atomic.Int32
 	mu        sync.Mutex
 	processes []*Process
 	workloads []*Workload

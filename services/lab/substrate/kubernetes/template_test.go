@@ -140,3 +140,22 @@ func TestGuard(t *testing.T) {
 		}
 	}
 }
+
+func TestLinkPodIsTheReleasesOwnWithAnotherProgram(t *testing.T) {
+	release := template()
+	release.Spec.Containers[0].Image = "registry.example.com/warren/calculator-server:0.1.0"
+	pod := linkPod(clone(release, "room", "room-link-1", substrate.Service{}, nil), "warren-rabbitmq.warren.svc:5672")
+	c := pod.Spec.Containers[0]
+	if want := "registry.example.com/warren/lab:0.1.0"; c.Image != want {
+		t.Errorf("image %s, want %s", c.Image, want)
+	}
+	if got, want := strings.Join(c.Args, " "), "link --listen :5672 --target warren-rabbitmq.warren.svc:5672 --control :9101"; got != want {
+		t.Errorf("args %q, want %q", got, want)
+	}
+	if len(c.Env) > 0 { // settings that the lab does not know
+		t.Errorf("environment %v, want none", c.Env)
+	}
+	if got, want := pod.Labels[component], "link"; got != want || pod.Labels[partOf] != suite { // the broker's NetworkPolicy lets the suite in
+		t.Errorf("labels %v, want component %s, part of %s", pod.Labels, want, suite)
+	}
+}
