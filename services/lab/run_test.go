@@ -143,3 +143,16 @@ func TestRunsAtOnceKeepTheirLedgersApart(t *testing.T) {
 		t.Errorf("got %v, want one file", left)
 	}
 }
+
+// A child that went to the background itself would start another, for ever.
+func TestTheChildOfADetachedLabStays(t *testing.T) {
+	for _, spelt := range []string{"--detach", "--detach=true", "--detach=1", "--detach=T"} {
+		cmd := upCommand()
+		if err := cmd.ParseFlags(inForeground([]string{"--servers", "1", spelt})); err != nil {
+			t.Fatal(err)
+		}
+		if detach, err := cmd.Flags().GetBool("detach"); err != nil || detach {
+			t.Errorf("%s: got %t, %v, want the child in the foreground", spelt, detach, err)
+		}
+	}
+}

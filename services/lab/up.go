@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -211,6 +212,10 @@ func howTo(ctx context.Context, s *local.Substrate, r substrate.Room, auditor *l
 	return b.String(), nil
 }
 
+// inForeground is the command line without --detach, however that was spelt: of
+// two values the last counts.
+func inForeground(args []string) []string { return append(slices.Clone(args), "--detach=false") }
+
 // upDetached runs the same command without --detach in the background and
 // returns when it is ready.
 func upDetached(ctx context.Context, out io.Writer) error {
@@ -224,13 +229,7 @@ func upDetached(ctx context.Context, out io.Writer) error {
 	}
 	defer log.Close()
 	defer os.Remove(log.Name()) // the child writes on; nobody reads
-	var args []string
-	for _, a := range os.Args[1:] {
-		if a != "--detach" && a != "--detach=true" {
-			args = append(args, a)
-		}
-	}
-	child := exec.Command(program, args...)
+	child := exec.Command(program, inForeground(os.Args[1:])...)
 	child.Stdout, child.Stderr = log, log
 	child.SysProcAttr = &syscall.SysProcAttr{Setsid: true} // out of this terminal's reach
 	if err := child.Start(); err != nil {
