@@ -125,7 +125,13 @@ func inPod() bool { return os.Getenv("KUBERNETES_SERVICE_HOST") != "" }
 // stage is a substrate, and the cluster under it if there is one.
 type stage struct {
 	substrate.Substrate
-	cluster *cluster.Cluster // nil on this machine and in a pod
+	cluster stageCluster // nil on this machine and in a pod
+}
+
+// stageCluster is what a stage needs of a cluster.Cluster.
+type stageCluster interface {
+	Failed()
+	Close(context.Context) error
 }
 
 // forRooms are values of a release that is there for its broker, its database
@@ -195,17 +201,14 @@ func (s *stage) failed() {
 	}
 }
 
-// close takes everything away, also after Ctrl-C.
+// close takes everything away, also after Ctrl-C. Rooms that do not go in time
+// cost the cluster's end nothing: it has its own.
 func (s *stage) close(ctx context.Context) error {
-	limit := time.Minute
-	if s.cluster != nil {
-		limit = 5 * time.Minute
-	}
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), limit)
-	defer cancel()
 	var errs []error
 	if s.Substrate != nil {
-		errs = append(errs, s.Substrate.Close(ctx))
+		clearing, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Minute)
+		defer cancel()
+		errs = append(errs, s.Substrate.Close(clearing))
 	}
 	if s.cluster != nil {
 		errs = append(errs, s.cluster.Close(ctx))

@@ -35,6 +35,7 @@ type Options struct {
 	Nodes      int               // RabbitMQ nodes, 1 or 3; 0 is 3
 	Keep       bool              // Close leaves the cluster and the release
 	Reuse      bool              // a kind cluster of that name that we made may be taken as it is
+	Test       bool              // Up ends with the chart's own tests
 	LogsTo     string            // folder for logs when something failed; empty: none are collected
 	Progress   func(step string) // nil: silent
 
@@ -133,8 +134,31 @@ type Cluster struct {
 	stopped                        map[string]bool // nodes, by StopNode
 }
 
-// closeTime is enough to collect logs and to await the end of every pod.
+// closeTime bounds each step of Close: it is enough to collect logs, or to await
+// the end of every pod.
 const closeTime = 3 * time.Minute
+
+// A step of Up. An interrupt ends it, and then what Up made is gone.
+type step struct {
+	name, does string
+	do         func(context.Context) error
+}
+
+func (c *Cluster) steps() []step {
+	steps := []step{
+		{"preflight", "looks for what would be in the way", c.preflight},
+		{"images", "builds and pulls what is missing", c.images},
+		{"cluster", "gets " + c.context, c.connect},
+		{"load", "gives the nodes the images that they lack", c.load},
+		{"namespace", "makes " + c.Namespace, c.makeNamespace},
+		{"install", "installs release " + c.Release, c.installRelease},
+		{"ready", "waits for every pod of the release", c.awaitReady},
+	}
+	if c.o.Test {
+		steps = append(steps, step{"test", "a round trip, and a dead letter that the auditor has", c.test})
+	}
+	return steps
+}
 
 // Up creates the cluster if it is ours to create, loads images, makes the
 // namespace, installs or upgrades the release, and returns when all of it is
@@ -152,23 +176,10 @@ func Up(ctx context.Context, o Options) (c *Cluster, err error) {
 		}
 		c.o.Keep = false
 		c.failed = ctx.Err() == nil && c.client != nil && c.manifests != nil // else the cluster has no part in it
-		closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeTime)
-		defer cancel()
-		err = errors.Join(err, c.Close(closing))
+		err = errors.Join(err, c.Close(ctx))
 		c = nil
 	}()
-	for _, step := range []struct {
-		name, does string
-		do         func(context.Context) error
-	}{
-		{"preflight", "looks for what would be in the way", c.preflight},
-		{"images", "builds and pulls what is missing", c.images},
-		{"cluster", "gets " + c.context, c.connect},
-		{"load", "gives the nodes the images that they lack", c.load},
-		{"namespace", "makes " + c.Namespace, c.makeNamespace},
-		{"install", "installs release " + c.Release, c.installRelease},
-		{"ready", "waits for every pod of the release", c.awaitReady},
-	} {
+	for _, step := range c.steps() {
 		c.o.Progress(step.name + ": " + step.does)
 		if err := step.do(ctx); err != nil {
 			return c, fmt.Errorf("%s: %w", step.name, err)
@@ -210,41 +221,38 @@ func (c *Cluster) Failed() {
 }
 
 // Close collects logs if something failed, and takes away what Up made unless
-// it is to be kept.
+// it is to be kept; also after ctx has ended.
 func (c *Cluster) Close(ctx context.Context) error {
 	var errs []error
+	do := func(step func(context.Context) error) { // each has its time: what takes too long must not keep the cluster
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeTime)
+		defer cancel()
+		errs = append(errs, step(ctx))
+	}
 	if c.failed && c.o.LogsTo != "" {
-		errs = append(errs, c.collectLogs(ctx))
+		do(c.collectLogs)
 	}
 	for node := range c.stopped { // of a cluster that lives on
 		if c.o.Keep || !c.created {
-			errs = append(errs, c.StartNode(ctx, node))
+			do(func(ctx context.Context) error { return c.StartNode(ctx, node) })
 		}
 	}
 	switch {
+	case c.o.Keep && c.ours:
+		do(func(ctx context.Context) error { return c.labelNodes(ctx, keptLabel, "true") })
 	case c.o.Keep:
-		if c.ours {
-			errs = append(errs, c.labelNodes(ctx, keptLabel, "true"))
-		}
 	case c.created:
-		errs = append(errs, c.deleteKind(ctx))
+		do(c.deleteKind)
 	default:
-		errs = append(errs, c.removeRelease(ctx))
+		if c.installed {
+			do(c.uninstall)
+		}
+		if c.namespaced {
+			do(c.deleteNamespace)
+		}
 	}
 	c.unlock()
 	return errors.Join(append(errs, os.RemoveAll(c.dir))...)
-}
-
-// removeRelease takes release and namespace out of a cluster that stays.
-func (c *Cluster) removeRelease(ctx context.Context) error {
-	var errs []error
-	if c.installed {
-		errs = append(errs, c.uninstall(ctx))
-	}
-	if c.namespaced {
-		errs = append(errs, c.deleteNamespace(ctx))
-	}
-	return errors.Join(errs...)
 }
 
 // Down takes away what was kept: our kind cluster, or our release in the

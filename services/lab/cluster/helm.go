@@ -389,8 +389,8 @@ func (c *Cluster) downRelease(ctx context.Context) (deleted bool, err error) {
 	return true, c.deleteNamespace(ctx)
 }
 
-// Test runs the chart's own tests.
-func (c *Cluster) Test(ctx context.Context) error {
+// test runs the chart's own tests.
+func (c *Cluster) test(ctx context.Context) error {
 	out, err := c.Helm(ctx, "test", c.Release, "--logs")
 	if err != nil {
 		return fmt.Errorf("%w\n%s", err, lastLines(out, 20))
