@@ -45,10 +45,17 @@ func (c *Cluster) Helm(ctx context.Context, args ...string) ([]byte, error) {
 // offline runs helm where it needs no cluster.
 func (c *Cluster) offline(ctx context.Context, args ...string) ([]byte, error) {
 	cmd := exec.CommandContext(ctx, c.helm, args...)
-	cmd.Env = append(os.Environ(), "HELM_DRIVER=secret")                  // where findRelease looks
+	cmd.Env = withoutHelm(os.Environ())
 	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) } // it notes that the release failed
 	cmd.WaitDelay = 10 * time.Second
 	return output(cmd)
+}
+
+// withoutHelm takes Helm's settings out of an environment: HELM_KUBEAPISERVER
+// leads it to another cluster than the context's, HELM_DRIVER away from the
+// Secrets that findRelease reads.
+func withoutHelm(env []string) []string {
+	return slices.DeleteFunc(env, func(v string) bool { return strings.HasPrefix(v, "HELM_") })
 }
 
 // output runs a command; its error carries the last lines of what it said.
@@ -119,10 +126,12 @@ func imageValues(image string) map[string]string {
 	return v
 }
 
-// installArgs install or upgrade the release, marked as ours.
+// installArgs install or upgrade the release, marked as ours. What a scenario
+// changed in it, such as a broker scaled to zero when its lab was killed, is
+// somebody else's field to the API server, and it would refuse ours.
 func (c *Cluster) installArgs() ([]string, error) {
 	values, err := c.valueArgs()
-	return append([]string{"upgrade", "--install", c.Release, c.chart(), "--labels", madeLabel + "=" + madeBy}, values...), err
+	return append([]string{"upgrade", "--install", c.Release, c.chart(), "--force-conflicts", "--labels", madeLabel + "=" + madeBy}, values...), err
 }
 
 // render is what would be installed. It refuses values that the charts
