@@ -95,19 +95,25 @@ func TestWhatToDoWithARelease(t *testing.T) {
 		return s
 	}
 	for name, tc := range map[string]struct {
-		secrets         []corev1.Secret
-		replace, refuse bool
+		secrets []corev1.Secret
+		do      string
+		refuse  bool
 	}{
-		"none":                    {nil, false, false},
-		"deployed":                {[]corev1.Secret{secret("1", "deployed", true)}, false, false},
-		"pending":                 {[]corev1.Secret{secret("1", "pending-install", true)}, true, false},
-		"the tenth is the newest": {[]corev1.Secret{secret("10", "failed", true), secret("9", "deployed", true)}, true, false},
-		"somebody's":              {[]corev1.Secret{secret("1", "deployed", false)}, false, true},
-		"somebody's pending":      {[]corev1.Secret{secret("1", "pending-upgrade", false)}, false, true},
+		"none":                    {nil, leaveIt, false},
+		"deployed":                {[]corev1.Secret{secret("1", "deployed", true)}, leaveIt, false},
+		"half installed":          {[]corev1.Secret{secret("1", "pending-install", true)}, startOver, false},
+		"installation failed":     {[]corev1.Secret{secret("1", "failed", true)}, startOver, false},
+		"half uninstalled":        {[]corev1.Secret{secret("1", "superseded", true), secret("2", "uninstalling", true)}, startOver, false},
+		"upgrade failed":          {[]corev1.Secret{secret("1", "deployed", true), secret("2", "failed", true)}, leaveIt, false},
+		"half upgraded":           {[]corev1.Secret{secret("1", "deployed", true), secret("2", "failed", true), secret("3", "pending-upgrade", true)}, rollBack, false},
+		"half rolled back":        {[]corev1.Secret{secret("2", "deployed", true), secret("3", "pending-rollback", true)}, rollBack, false},
+		"the tenth is the newest": {[]corev1.Secret{secret("10", "pending-upgrade", true), secret("9", "deployed", true)}, rollBack, false},
+		"somebody's":              {[]corev1.Secret{secret("1", "deployed", false)}, leaveIt, true},
+		"somebody's pending":      {[]corev1.Secret{secret("1", "pending-upgrade", false)}, leaveIt, true},
 	} {
-		replace, err := newest(tc.secrets).decide("warren", "default")
-		if replace != tc.replace || (err != nil) != tc.refuse {
-			t.Errorf("%s: replace %v, %v; want replace %v, refused %v", name, replace, err, tc.replace, tc.refuse)
+		do, err := newest(tc.secrets).decide("warren", "default")
+		if do != tc.do || (err != nil) != tc.refuse {
+			t.Errorf("%s: %s, %v; want %s, refused %v", name, do, err, tc.do, tc.refuse)
 		}
 	}
 }

@@ -214,6 +214,7 @@ type release struct {
 	revision int
 	status   string // deployed, failed, pending-install, …; empty: there is none
 	ours     bool
+	works    int // the revision that was deployed last; 0: none is
 }
 
 func (c *Cluster) findRelease(ctx context.Context) (release, error) {
@@ -224,26 +225,42 @@ func (c *Cluster) findRelease(ctx context.Context) (release, error) {
 	return newest(secrets.Items), nil
 }
 
-func newest(secrets []corev1.Secret) (last release) {
+func newest(secrets []corev1.Secret) release {
+	var last release
 	for _, s := range secrets {
 		var revision int
-		if n, _ := fmt.Sscan(s.Labels["version"], &revision); n == 1 && revision > last.revision {
-			last = release{revision: revision, status: s.Labels["status"], ours: s.Labels[madeLabel] == madeBy}
+		if n, _ := fmt.Sscan(s.Labels["version"], &revision); n != 1 {
+			continue
+		}
+		if revision > last.revision {
+			last.revision, last.status, last.ours = revision, s.Labels["status"], s.Labels[madeLabel] == madeBy
+		}
+		if s.Labels["status"] == "deployed" {
+			last.works = max(last.works, revision)
 		}
 	}
 	return last
 }
 
-// decide says what Up does with a release that is there already.
-func (r release) decide(name, namespace string) (replace bool, err error) {
+// What Up does with a release that is there already, before it upgrades it.
+const (
+	leaveIt   = "leave it"   // helm upgrades what is deployed, and what failed after that
+	rollBack  = "roll back"  // helm was killed: it upgrades nothing that is pending
+	startOver = "start over" // it never worked, so nothing is lost with its volumes
+)
+
+func (r release) decide(name, namespace string) (do string, err error) {
 	switch {
 	case r.status == "":
-		return false, nil
+		return leaveIt, nil
 	case !r.ours:
-		return false, fmt.Errorf("release %s: there is one in namespace %s that no lab installed (%s); take another release or namespace", name, namespace, r.status)
-	default:
-		return r.status != "deployed", nil
+		return leaveIt, fmt.Errorf("release %s: there is one in namespace %s that no lab installed (%s); take another release or namespace", name, namespace, r.status)
+	case r.works == 0:
+		return startOver, nil
+	case strings.HasPrefix(r.status, "pending-"):
+		return rollBack, nil
 	}
+	return leaveIt, nil
 }
 
 func (c *Cluster) installRelease(ctx context.Context) error {
@@ -256,8 +273,11 @@ func (c *Cluster) installRelease(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if _, err := c.Helm(ctx, args...); err != nil || c.installed {
+	switch _, err := c.Helm(ctx, args...); {
+	case c.installed || ctx.Err() != nil:
 		return err
+	case err != nil:
+		return fmt.Errorf("%w; release %s stays, with its volumes: lab down takes them away", err, c.Release)
 	}
 	return c.restartLoaded(ctx)
 }
@@ -295,8 +315,9 @@ func (c *Cluster) restartLoaded(ctx context.Context) error {
 	return nil
 }
 
-// uninstall takes the release away with its volumes, which a broker of the
-// next release could not use: its Erlang cookie will be another.
+// uninstall takes the release away, with what helm leaves: volumes, for nothing
+// is to be left and the next release begins with an empty broker, and Jobs of
+// hooks, which would make their pods again.
 func (c *Cluster) uninstall(ctx context.Context) error {
 	if _, err := c.Helm(ctx, "uninstall", c.Release, "--ignore-not-found"); err != nil {
 		return err
@@ -305,6 +326,7 @@ func (c *Cluster) uninstall(ctx context.Context) error {
 	ofRelease := metav1.ListOptions{LabelSelector: c.selector()}
 	core := c.client.CoreV1()
 	err := errors.Join(
+		c.client.BatchV1().Jobs(c.Namespace).DeleteCollection(ctx, metav1.DeleteOptions{PropagationPolicy: new(metav1.DeletePropagationBackground)}, ofRelease),
 		core.Pods(c.Namespace).DeleteCollection(ctx, metav1.DeleteOptions{GracePeriodSeconds: &now}, ofRelease),
 		core.PersistentVolumeClaims(c.Namespace).DeleteCollection(ctx, metav1.DeleteOptions{}, ofRelease))
 	if err != nil {

@@ -14,6 +14,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/kubernetes/fake"
+	clienttesting "k8s.io/client-go/testing"
 )
 
 // Helm's own variables would lead it past the context that the user named.
@@ -69,5 +70,44 @@ func TestCloseAfterAnInterrupt(t *testing.T) {
 	}
 	if _, err := c.client.CoreV1().Namespaces().Get(t.Context(), "ns", metav1.GetOptions{}); !apierrors.IsNotFound(err) {
 		t.Errorf("the namespace is left: %v", err)
+	}
+}
+
+// In somebody's cluster a broker's messages are not the lab's to delete.
+func TestVolumesSurviveAnUpgrade(t *testing.T) {
+	ofRelease := map[string]string{"app.kubernetes.io/instance": "warren"}
+	volume := &corev1.PersistentVolumeClaim{ObjectMeta: metav1.ObjectMeta{Name: "data-0", Namespace: "ns", Labels: ofRelease}}
+	revision := func(version, status string) runtime.Object {
+		return &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: "v" + version, Namespace: "ns", Labels: map[string]string{
+			"owner": "helm", "name": "warren", "version": version, "status": status, madeLabel: madeBy,
+		}}}
+	}
+	for name, tc := range map[string]struct {
+		objects []runtime.Object
+		told    string // how it begins
+		keeps   bool
+		err     string
+	}{
+		"an upgrade failed":          {[]runtime.Object{revision("1", "deployed"), revision("2", "failed")}, "", true, ""},
+		"helm was killed":            {[]runtime.Object{revision("1", "deployed"), revision("2", "pending-upgrade")}, "rollback warren 1 --force-conflicts ", true, ""},
+		"killed while installing":    {[]runtime.Object{revision("1", "pending-install")}, "uninstall warren ", false, ""},
+		"a release that is no more":  {nil, "", true, "kubectl --context theirs --namespace ns delete pvc --selector app.kubernetes.io/instance=warren"},
+		"a release that is all well": {[]runtime.Object{revision("1", "deployed")}, "", true, ""},
+	} {
+		c, told := withHelm(t, append(tc.objects, volume)...)
+		client := c.client.(*fake.Clientset)
+		client.PrependReactor("delete-collection", "persistentvolumeclaims", func(a clienttesting.Action) (bool, runtime.Object, error) {
+			return true, nil, client.Tracker().Delete(a.GetResource(), "ns", "data-0")
+		}) // by itself the fake deletes no collections
+		if err := c.preflightRelease(t.Context()); (err == nil) != (tc.err == "") || err != nil && !strings.Contains(err.Error(), tc.err) {
+			t.Errorf("%s: %v, want %q", name, err, tc.err)
+		}
+		if text, _ := os.ReadFile(told); !strings.HasPrefix(string(text), tc.told) || tc.told == "" && len(text) > 0 {
+			t.Errorf("%s: helm was told %q, want %q", name, text, tc.told)
+		}
+		claims, err := c.client.CoreV1().PersistentVolumeClaims("ns").List(t.Context(), metav1.ListOptions{})
+		if err != nil || (len(claims.Items) > 0) != tc.keeps {
+			t.Errorf("%s: %d volumes, %v; want them kept: %v", name, len(claims.Items), err, tc.keeps)
+		}
 	}
 }

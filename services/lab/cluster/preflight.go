@@ -53,19 +53,40 @@ func (c *Cluster) preflight(ctx context.Context) error {
 	return errors.Join(err, c.render(ctx))
 }
 
-// preflightRelease takes away what a helm that was killed left: Helm upgrades
-// nothing that is pending.
+// preflightRelease brings a release into a state that helm upgrades. What once
+// worked keeps its volumes.
 func (c *Cluster) preflightRelease(ctx context.Context) error {
 	found, err := c.findRelease(ctx)
 	if err != nil {
 		return err
 	}
-	replace, err := found.decide(c.Release, c.Namespace)
-	if err != nil || !replace {
+	if found.status == "" && c.o.Context != "" {
+		return c.preflightVolumes(ctx)
+	}
+	do, err := found.decide(c.Release, c.Namespace)
+	switch {
+	case err != nil:
+		return err
+	case do == rollBack:
+		c.o.Progress(fmt.Sprintf("  rolls release %s back, which is %s", c.Release, found.status))
+		_, err = c.Helm(ctx, "rollback", c.Release, fmt.Sprint(found.works), "--force-conflicts")
+	case do == startOver:
+		c.o.Progress(fmt.Sprintf("  removes release %s, which is %s", c.Release, found.status))
+		err = c.uninstall(ctx)
+	}
+	return err
+}
+
+// preflightVolumes looks in somebody's cluster for what a release of our name
+// left: ours would take it, and delete it in the end.
+func (c *Cluster) preflightVolumes(ctx context.Context) error {
+	claims, err := c.client.CoreV1().PersistentVolumeClaims(c.Namespace).List(ctx, metav1.ListOptions{LabelSelector: c.selector()})
+	if err != nil || len(claims.Items) == 0 {
 		return err
 	}
-	c.o.Progress(fmt.Sprintf("  removes release %s, which is %s", c.Release, found.status))
-	return c.uninstall(ctx)
+	return fmt.Errorf("release %s: an earlier one left volumes in namespace %s, such as %s; take another release or namespace, "+
+		"or delete them: kubectl --context %[4]s --namespace %[2]s delete pvc --selector %[5]s",
+		c.Release, c.Namespace, claims.Items[0].Name, c.context, c.selector())
 }
 
 // preflightKind deletes what a killed lab left, before it looks at memory and
