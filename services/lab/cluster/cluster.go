@@ -126,6 +126,7 @@ type Cluster struct {
 	client     kubernetes.Interface
 	kind       *kind.Provider
 	lock       *os.File
+	inUse      *os.File // dir, locked
 
 	ours                           bool // the kind cluster, made by this lab or an earlier one
 	created, namespaced, installed bool // by this Up: the kind cluster, the namespace, the release
@@ -199,8 +200,14 @@ func newCluster(o Options) (*Cluster, error) {
 	if c.root, err = host.Repository(); err != nil {
 		return nil, err
 	}
-	if c.dir, err = os.MkdirTemp("", "lab-cluster-"); err != nil {
+	if c.dir, err = os.MkdirTemp("", folderPrefix); err != nil {
 		return nil, err
+	}
+	if c.inUse, err = os.Open(c.dir); err == nil {
+		err = flock(c.inUse)
+	}
+	if err != nil {
+		return nil, errors.Join(err, c.removeFolder())
 	}
 	if o.Context != "" {
 		c.context, c.kubeconfig = o.Context, o.Kubeconfig
@@ -229,13 +236,14 @@ func (c *Cluster) Close(ctx context.Context) error {
 		defer cancel()
 		errs = append(errs, step(ctx))
 	}
-	if c.failed && c.o.LogsTo != "" {
-		do(c.collectLogs)
-	}
-	for node := range c.stopped { // of a cluster that lives on
-		if c.o.Keep || !c.created {
+	logs := c.failed && c.o.LogsTo != ""
+	for node := range c.stopped { // of a cluster that lives on, or is to say something
+		if c.o.Keep || !c.created || logs {
 			do(func(ctx context.Context) error { return c.StartNode(ctx, node) })
 		}
+	}
+	if logs {
+		do(c.collectLogs)
 	}
 	switch {
 	case c.o.Keep && c.ours:
@@ -252,11 +260,43 @@ func (c *Cluster) Close(ctx context.Context) error {
 		}
 	}
 	c.unlock()
-	return errors.Join(append(errs, os.RemoveAll(c.dir))...)
+	return errors.Join(append(errs, c.removeFolder())...)
+}
+
+const folderPrefix = "lab-cluster-"
+
+func (c *Cluster) removeFolder() error {
+	err := os.RemoveAll(c.dir)
+	_ = c.inUse.Close()
+	return err
+}
+
+// sweepFolders removes those of labs that were killed, which hold the access to
+// a cluster, and says whether there was any.
+func sweepFolders() (swept bool, err error) {
+	folders, err := filepath.Glob(filepath.Join(os.TempDir(), folderPrefix+"*"))
+	if err != nil {
+		return false, err
+	}
+	for _, folder := range folders {
+		f, err := os.Open(folder)
+		if err != nil {
+			continue // another user's, or gone
+		}
+		if flock(f) == nil {
+			swept = true
+			err = os.RemoveAll(folder)
+		}
+		if err = errors.Join(err, f.Close()); err != nil {
+			return swept, err
+		}
+	}
+	return swept, nil
 }
 
 // Down takes away what was kept: our kind cluster, or our release in the
-// cluster that the user named. It says whether there was anything.
+// cluster that the user named; and the folders of labs that were killed. It says
+// whether there was anything.
 func Down(ctx context.Context, o Options) (deleted bool, err error) {
 	o.Export = o.Context == "" // out of the user's kubeconfig, too
 	if err := o.Validate(); err != nil {
@@ -268,7 +308,9 @@ func Down(ctx context.Context, o Options) (deleted bool, err error) {
 	}
 	defer func() {
 		c.unlock()
-		err = errors.Join(err, os.RemoveAll(c.dir))
+		swept, why := sweepFolders()
+		deleted = deleted || swept
+		err = errors.Join(err, why, c.removeFolder())
 	}()
 	if o.Context == "" {
 		return c.downKind(ctx)

@@ -2,14 +2,18 @@ package cluster
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"maps"
 	"net"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -261,14 +265,19 @@ func TestAwait(t *testing.T) {
 	}
 }
 
-// Two labs on one name: the second is refused as long as the first lives.
+// Two labs on one name: the second is refused as long as the first lives,
+// whatever their temporary folders are.
 func TestLock(t *testing.T) {
-	t.Setenv("TMPDIR", t.TempDir())
-	a, b := &Cluster{o: Options{Name: "warren-t"}}, &Cluster{o: Options{Name: "warren-t"}}
+	name := "warren-t-" + strings.ToLower(rand.Text())
+	a, b := &Cluster{o: Options{Name: name}}, &Cluster{o: Options{Name: name}}
+	if err := os.WriteFile(lockPath(name), nil, 0o600); err != nil { // of a lab that was killed
+		t.Fatal(err)
+	}
 	if err := a.lockName(); err != nil {
 		t.Fatal(err)
 	}
-	if err := b.lockName(); err == nil || !strings.Contains(err.Error(), "name warren-t: another lab") {
+	t.Setenv("TMPDIR", t.TempDir())
+	if err := b.lockName(); err == nil || !strings.Contains(err.Error(), "name "+name+": another lab") {
 		t.Errorf("second lab: %v, want a refusal", err)
 	}
 	a.unlock()
@@ -276,6 +285,65 @@ func TestLock(t *testing.T) {
 		t.Errorf("after the first has gone: %v", err)
 	}
 	b.unlock()
+	if _, err := os.Stat(lockPath(name)); !os.IsNotExist(err) {
+		t.Errorf("the lock is left: %v", err)
+	}
+}
+
+// A lab that opens the lock's file just before its owner removes it must not
+// hold a lock that the next one does not see.
+func TestLockIsHeldByOne(t *testing.T) {
+	name := "warren-t-" + strings.ToLower(rand.Text())
+	var labs sync.WaitGroup
+	var holders, took atomic.Int32
+	for range 4 {
+		labs.Go(func() {
+			c := &Cluster{o: Options{Name: name}}
+			for range 5000 {
+				if c.lockName() != nil {
+					continue
+				}
+				took.Add(1)
+				if n := holders.Add(1); n > 1 {
+					t.Errorf("%d hold the lock", n)
+				}
+				runtime.Gosched()
+				holders.Add(-1)
+				c.unlock()
+			}
+		})
+	}
+	labs.Wait()
+	if took.Load() == 0 {
+		t.Error("nobody ever got the lock")
+	}
+}
+
+// What a killed lab left is swept; what a living one uses is not.
+func TestFoldersOfKilledLabs(t *testing.T) {
+	t.Setenv("TMPDIR", t.TempDir())
+	left := filepath.Join(os.TempDir(), folderPrefix+"left")
+	if err := os.Mkdir(left, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	c, err := newCluster(Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []bool{true, false} {
+		if swept, err := sweepFolders(); swept != want || err != nil {
+			t.Errorf("swept %v, %v; want %v", swept, err, want)
+		}
+	}
+	if _, err := os.Stat(left); !os.IsNotExist(err) {
+		t.Errorf("%s is left: %v", left, err)
+	}
+	if _, err := os.Stat(c.dir); err != nil {
+		t.Errorf("the folder of a living lab: %v", err)
+	}
+	if err := c.removeFolder(); err != nil {
+		t.Error(err)
+	}
 }
 
 // A context that the kubeconfig does not have is refused with those it has.

@@ -3,7 +3,7 @@ package cluster
 import (
 	"bytes"
 	"context"
-	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -190,6 +190,26 @@ func (c *Cluster) createKind(ctx context.Context) error {
 	}
 }
 
+// takeKind uses a cluster that is there, with all its nodes: a lab that was
+// killed may have left one off, or closed to new pods.
+func (c *Cluster) takeKind(ctx context.Context) error {
+	nodes, err := c.kind.ListNodes(c.o.Name)
+	if err != nil {
+		return err
+	}
+	start := []string{"start"} // what runs already stays as it is
+	for _, n := range nodes {
+		start = append(start, n.String())
+	}
+	if _, err := docker(ctx, start...); err != nil {
+		return err
+	}
+	if err := c.useKind(ctx); err != nil {
+		return err
+	}
+	return c.patchNodes(ctx, `{"spec":{"unschedulable":null}}`)
+}
+
 func (c *Cluster) useKind(ctx context.Context) error {
 	config, err := c.kindConfig()
 	if err != nil {
@@ -254,17 +274,17 @@ func nodeReady(n corev1.Node) (ready bool, why string) {
 }
 
 func (c *Cluster) labelNodes(ctx context.Context, key, value string) error {
+	return c.patchNodes(ctx, fmt.Sprintf(`{"metadata":{"labels":{%q:%q}}}`, key, value))
+}
+
+func (c *Cluster) patchNodes(ctx context.Context, patch string) error {
 	nodes, err := c.client.CoreV1().Nodes().List(ctx, metav1.ListOptions{})
 	if err != nil {
 		return err
 	}
-	patch, err := json.Marshal(map[string]any{"metadata": map[string]any{"labels": map[string]string{key: value}}})
-	if err != nil {
-		return err
-	}
 	for _, n := range nodes.Items {
-		if _, err := c.client.CoreV1().Nodes().Patch(ctx, n.Name, types.MergePatchType, patch, metav1.PatchOptions{}); err != nil {
-			return fmt.Errorf("label node %s: %w", n.Name, err)
+		if _, err := c.client.CoreV1().Nodes().Patch(ctx, n.Name, types.MergePatchType, []byte(patch), metav1.PatchOptions{}); err != nil {
+			return fmt.Errorf("node %s: %w", n.Name, err)
 		}
 	}
 	return nil
@@ -300,30 +320,50 @@ func (c *Cluster) downKind(ctx context.Context) (deleted bool, err error) {
 		return false, err
 	}
 	exists, _, err := c.marked(ctx)
-	if err != nil || !exists {
+	if err != nil {
 		return false, err
 	}
-	return true, c.deleteKind(ctx)
+	return exists, c.deleteKind(ctx) // without a cluster the user's kubeconfig may still name it
 }
 
-// lockName keeps other labs off our kind cluster until Close. The lock of a
-// lab that was killed is free.
+// lockName keeps other labs off our kind cluster until Close. The lock of a lab
+// that was killed is free. Users and temporary folders differ, the engine is one:
+// a lock of each user's own would let the next one delete a cluster in use.
 func (c *Cluster) lockName() error {
-	path := filepath.Join(os.TempDir(), fmt.Sprintf("lab-kind-%d-%s.lock", os.Getuid(), c.o.Name))
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
-	if err != nil {
-		return err
+	path := lockPath(c.o.Name)
+	for {
+		f, err := os.Open(path)
+		if errors.Is(err, os.ErrNotExist) { // not with O_CREATE at once: in /tmp that is refused for another user's file
+			f, err = os.OpenFile(path, os.O_RDONLY|os.O_CREATE, 0o644)
+		}
+		if err != nil {
+			return fmt.Errorf("name %s: %w", c.o.Name, err)
+		}
+		if err := flock(f); err != nil {
+			_ = f.Close()
+			return fmt.Errorf("name %s: another lab is using the kind cluster of that name: wait for its end, or take another name (lock %s: %w)", c.o.Name, path, err)
+		}
+		if stillAt(path, f) {
+			c.lock = f
+			return nil
+		}
+		_ = f.Close() // its owner removed it meanwhile
 	}
-	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
-		_ = f.Close()
-		return fmt.Errorf("name %s: another lab is using the kind cluster of that name: wait for its end, or take another name (lock %s: %w)", c.o.Name, path, err)
-	}
-	c.lock = f
-	return nil
+}
+
+func lockPath(name string) string { return "/tmp/lab-kind-" + name + ".lock" }
+
+func flock(f *os.File) error { return syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB) }
+
+func stillAt(path string, f *os.File) bool {
+	is, err := f.Stat()
+	now, why := os.Stat(path)
+	return err == nil && why == nil && os.SameFile(is, now)
 }
 
 func (c *Cluster) unlock() {
 	if c.lock != nil {
+		_ = os.Remove(c.lock.Name()) // another user's stays, and does no harm
 		_ = c.lock.Close()
 		c.lock = nil
 	}

@@ -116,7 +116,7 @@ func (c *Cluster) preflightKind(ctx context.Context) error {
 	if state.exists && !replace {
 		c.o.Progress("  takes kind cluster " + c.o.Name + " as it is")
 		c.ours = true
-		return c.useKind(ctx)
+		return c.takeKind(ctx)
 	}
 	if replace {
 		c.o.Progress("  deletes kind cluster " + c.o.Name + ", left by a lab that was killed")
