@@ -139,6 +139,49 @@ func TestInotifyJudgement(t *testing.T) {
 	}
 }
 
+// The least counts, and the user is told which it was and what to do.
+func TestMemory(t *testing.T) {
+	const unknown = -1
+	for name, tc := range map[string]struct {
+		machine, group, engine int
+		want                   string // the error; empty: enough
+	}{
+		"enough everywhere":   {3072, 3072, 3072, ""},
+		"nobody knows":        {unknown, unknown, unknown, ""},
+		"this machine's":      {3071, 4096, 8192, "kind memory: MemAvailable 3071 MiB, need 3072; end something"},
+		"the container's":     {8192, 2048, 4096, "kind memory: the control group's limit 2048 MiB, need 3072; raise that of the container that the lab is in"},
+		"another machine's":   {8192, unknown, 1987, "kind memory: the Docker engine's MemTotal 1987 MiB, need 3072; give the Docker engine more memory"},
+		"no /proc":            {unknown, unknown, 2000, "kind memory: the Docker engine's MemTotal 2000 MiB, need 3072; give the Docker engine more memory"},
+		"two lack, one worse": {3000, unknown, 2000, "kind memory: the Docker engine's MemTotal 2000 MiB, need 3072; give the Docker engine more memory"},
+	} {
+		all := slices.Clone(memories)
+		for i, mib := range []int{tc.machine, tc.group, tc.engine} {
+			all[i].mib = func(context.Context) (int, bool) { return mib, mib != unknown }
+		}
+		err := leastMemory(t.Context(), all).err()
+		if got := fmt.Sprint(err); got != tc.want && (err != nil || tc.want != "") {
+			t.Errorf("%s: %s, want %s", name, got, tc.want)
+		}
+	}
+	for _, tc := range []struct {
+		file, text string
+		want       int
+	}{
+		{"memory.max", "2147483648\n", 2048}, {"memory.max", "max\n", unknown},
+		{"memory/memory.limit_in_bytes", "2147483648\n", 2048}, {"memory/memory.limit_in_bytes", "9223372036854771712\n", unknown},
+		{"cpu.max", "max 100000\n", unknown},
+	} {
+		dir := t.TempDir()
+		if err := errors.Join(os.Mkdir(filepath.Join(dir, "memory"), 0o700), os.WriteFile(filepath.Join(dir, tc.file), []byte(tc.text), 0o600)); err != nil {
+			t.Fatal(err)
+		}
+		mib, known := groupMemory(dir)
+		if known != (tc.want != unknown) || known && mib != tc.want {
+			t.Errorf("%s %q: %d, %v; want %d", tc.file, tc.text, mib, known, tc.want)
+		}
+	}
+}
+
 func TestTakenPort(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

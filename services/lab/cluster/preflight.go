@@ -4,10 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"net"
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -97,7 +99,7 @@ func (c *Cluster) preflightKind(ctx context.Context) error {
 		return err
 	}
 	if engine := checkEngine(ctx); !engine.OK {
-		return errors.Join(engine.err(), checkMemory().err(), checkInotify(len(config.Nodes)).err())
+		return errors.Join(engine.err(), checkMemory(ctx).err(), checkInotify(len(config.Nodes)).err())
 	}
 	if err := c.lockName(); err != nil {
 		return err
@@ -156,7 +158,7 @@ func Examine(ctx context.Context) []Check {
 }
 
 func machineChecks(ctx context.Context, config *v1alpha4.Cluster) []Check {
-	return []Check{checkMemory(), checkDisk(ctx), checkInotify(len(config.Nodes)), checkPorts(config)}
+	return []Check{checkMemory(ctx), checkDisk(ctx), checkInotify(len(config.Nodes)), checkPorts(config)}
 }
 
 func checkEngine(ctx context.Context) Check {
@@ -170,16 +172,55 @@ func checkEngine(ctx context.Context) Check {
 	return c
 }
 
-func checkMemory() Check {
+// memory is what one of those who can say it says there is.
+type memory struct {
+	field string
+	mib   func(context.Context) (mib int, known bool)
+	mend  string
+}
+
+// memories: any of them may be the least. This machine's is not the engine's if
+// that is a virtual or another machine, and neither is the container's that the
+// lab may be in, with an engine of its own.
+var memories = []memory{
+	{"MemAvailable", func(context.Context) (int, bool) { return host.MemAvailable() }, "end something"},
+	{"the control group's limit", func(context.Context) (int, bool) { return groupMemory("/sys/fs/cgroup") }, "raise that of the container that the lab is in"},
+	{"the Docker engine's MemTotal", engineMemory, "give the Docker engine more memory"},
+}
+
+func checkMemory(ctx context.Context) Check { return leastMemory(ctx, memories) }
+
+func leastMemory(ctx context.Context, memories []memory) Check {
 	const need = 3 << 10 // MiB: three nodes, three brokers, the services
-	mib, known := host.MemAvailable()
-	if !known {
-		return Check{Name: "kind memory", OK: true, Found: "unknown on this system"}
+	c, least := Check{Name: "kind memory", OK: true, Found: "unknown on this system"}, math.MaxInt
+	for _, m := range memories {
+		if mib, known := m.mib(ctx); known && mib < least {
+			least, c.OK, c.Found, c.Mend = mib, mib >= need, fmt.Sprintf("%s %d MiB, need %d", m.field, mib, need), m.mend
+		}
 	}
-	return Check{
-		Name: "kind memory", OK: mib >= need, Found: fmt.Sprintf("%d MiB available, need %d", mib, need),
-		Mend: "end something, or give the Docker engine more memory",
+	return c
+}
+
+// groupMemory is the limit of a control group of version 2 or 1, if it has one.
+func groupMemory(folder string) (mib int, known bool) {
+	for _, file := range []string{"memory.max", "memory/memory.limit_in_bytes"} {
+		b, err := os.ReadFile(filepath.Join(folder, file))
+		if err != nil {
+			continue
+		}
+		bytes, err := strconv.ParseInt(strings.TrimSpace(string(b)), 10, 64) // or "max"; in version 1 that is a number
+		return int(bytes >> 20), err == nil && bytes < math.MaxInt64>>1
 	}
+	return 0, false
+}
+
+func engineMemory(ctx context.Context) (mib int, known bool) {
+	out, err := docker(ctx, "info", "--format", "{{.MemTotal}}")
+	if err != nil {
+		return 0, false
+	}
+	bytes, err := strconv.ParseInt(strings.TrimSpace(string(out)), 10, 64)
+	return int(bytes >> 20), err == nil && bytes > 0 // 0: the client cannot ask
 }
 
 func checkDisk(ctx context.Context) Check {
