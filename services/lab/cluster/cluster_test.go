@@ -17,8 +17,10 @@ import (
 	"testing"
 	"time"
 
+	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes/fake"
 	"sigs.k8s.io/kind/pkg/apis/config/v1alpha4"
 
 	"warren.example/lab/internal/host"
@@ -282,6 +284,25 @@ func TestPodState(t *testing.T) {
 	}
 	if got := podState(corev1.Pod{Status: corev1.PodStatus{Phase: corev1.PodSucceeded}}); got != "" {
 		t.Errorf("a pod that has ended well: %q", got)
+	}
+}
+
+// The pod of a test that failed stays, and must not keep the next Up waiting.
+func TestWhatAReleaseWaitsFor(t *testing.T) {
+	labels := map[string]string{"app.kubernetes.io/instance": "warren"}
+	pod := func(name string, phase corev1.PodPhase, code int32) *corev1.Pod {
+		return &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: name, Namespace: "ns", Labels: labels}, Status: corev1.PodStatus{
+			Phase: phase, ContainerStatuses: []corev1.ContainerStatus{{Name: "lab", State: corev1.ContainerState{Terminated: &corev1.ContainerStateTerminated{ExitCode: code}}}},
+		}}
+	}
+	set := &appsv1.StatefulSet{ObjectMeta: metav1.ObjectMeta{Name: "broker", Namespace: "ns", Labels: labels}}
+	c := &Cluster{Namespace: "ns", Release: "warren", client: fake.NewClientset(pod("test", corev1.PodFailed, 1), pod("job", corev1.PodSucceeded, 0), set)}
+	got, err := c.releaseWaits(t.Context())
+	if want := []string{"broker: 0 of 1 pods up to date, 0 ready"}; err != nil || !slices.Equal(got, want) {
+		t.Errorf("waits for %q, %v; want %q", got, err, want)
+	}
+	if got, want := c.explain(t.Context()), "test: lab: exit code 1\n"; !strings.HasPrefix(got, want) {
+		t.Errorf("explains %q, want it to begin with %q", got, want)
 	}
 }
 

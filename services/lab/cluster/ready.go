@@ -67,15 +67,18 @@ func (c *Cluster) releaseWaits(ctx context.Context) ([]string, error) {
 	return waits, nil
 }
 
-// podWaits says what a pod waits for; nothing if it is ready or has ended well.
+// podWaits says what a pod waits for; nothing if it is ready or has ended. One
+// that failed will never be ready: its controller makes another, and that of a
+// test stays until the next test.
 func podWaits(p corev1.Pod) string {
 	why := podState(p)
-	if why == "" {
+	if why == "" || p.Status.Phase == corev1.PodFailed {
 		return ""
 	}
 	return fmt.Sprintf("%s: %s, %d s", p.Name, why, int(time.Since(p.CreationTimestamp.Time).Seconds()))
 }
 
+// podState says why a pod is not ready; nothing if it is or has ended well.
 func podState(p corev1.Pod) string {
 	if p.DeletionTimestamp != nil {
 		return "Terminating"
@@ -119,11 +122,11 @@ func (c *Cluster) explain(ctx context.Context) string {
 	}
 	var b strings.Builder
 	for _, p := range pods.Items {
-		why := podWaits(p)
+		why := podState(p)
 		if why == "" {
 			continue
 		}
-		fmt.Fprintf(&b, "%s\n", why)
+		fmt.Fprintf(&b, "%s: %s\n", p.Name, why)
 		events, err := core.Events(c.Namespace).List(ctx, metav1.ListOptions{FieldSelector: "involvedObject.uid=" + string(p.UID)})
 		if err == nil {
 			for _, e := range events.Items[max(0, len(events.Items)-5):] {
