@@ -5,6 +5,7 @@ import (
 	"testing"
 	"testing/synctest"
 
+	"warren.example/lab/cluster"
 	"warren.example/lab/substrate"
 )
 
@@ -39,4 +40,18 @@ func TestStuckRoomsDoNotKeepTheCluster(t *testing.T) {
 			t.Errorf("the cluster was closed: %v, %v; want it closed in time", c.done, c.late)
 		}
 	})
+}
+
+// What lab up prints is pasted: it must mean the same cluster.
+func TestHowToReach(t *testing.T) {
+	for want, where := range map[string]place{
+		"kubectl --context kind-warren --namespace ns; lab down --on kind":         {on: "kind"},
+		"kubectl --context kind-b --namespace ns; lab down --on kind --name b":     {on: "kind", cluster: cluster.Options{Name: "b"}},
+		"kubectl --context x --kubeconfig f --namespace ns; lab down --on cluster": {on: "cluster", cluster: cluster.Options{Context: "x", Kubeconfig: "f"}},
+	} {
+		kubectl, down := howToReach(&where, "ns")
+		if got := kubectl + "; " + down; got != want {
+			t.Errorf("%s, want %s", got, want)
+		}
+	}
 }

@@ -60,21 +60,31 @@ func upRelease(ctx context.Context, out io.Writer, where *place, servers int, de
 	if err != nil {
 		return setupError(err)
 	}
-	kubectl := "kubectl --context " + o.Context
-	if where.on == "kind" {
-		kubectl = "kubectl --context kind-" + cmp.Or(o.Name, "warren")
-	}
-	kubectl += " --namespace " + c.Namespace
+	kubectl, down := howToReach(where, c.Namespace)
 	fmt.Fprintf(out, "\nWatch it:\n\n  %s logs --follow --selector app.kubernetes.io/part-of=warren --prefix\n\n", kubectl)
 	fmt.Fprintf(out, "Kill something:\n\n  %s delete pod --selector app.kubernetes.io/component=calculator-server\n\n", kubectl)
 	if detach {
-		fmt.Fprintf(out, "lab down --on %s ends it.\n", where.on)
+		fmt.Fprintf(out, "%s ends it.\n", down)
 		return setupError(c.Close(ctx))
 	}
 	fmt.Fprintln(out, "Ctrl-C here ends it and leaves nothing behind.")
 	<-ctx.Done()
 	fmt.Fprintln(out, "down        taking away what was installed")
 	return setupError(c.Close(ctx))
+}
+
+// howToReach is kubectl for the cluster, and the command that ends what is in it.
+func howToReach(where *place, namespace string) (kubectl, down string) {
+	o := where.cluster
+	down = "lab down --on " + where.on
+	if o.Name != "" {
+		down += " --name " + o.Name
+	}
+	kubectl = "kubectl --context " + cmp.Or(o.Context, "kind-"+cmp.Or(o.Name, "warren"))
+	if o.Kubeconfig != "" {
+		kubectl += " --kubeconfig " + o.Kubeconfig
+	}
+	return kubectl + " --namespace " + namespace, down
 }
 
 // up starts everything, says how to use it, and waits for the user to end it.

@@ -59,7 +59,7 @@ func (s kindState) decide(name string, reuse bool) (replace bool, err error) {
 	case reuse:
 		return false, nil
 	case s.kept:
-		return false, fmt.Errorf("name %s: a lab left a kind cluster of that name on purpose; take it as it is with reuse, or delete it: lab down --on kind", name)
+		return false, fmt.Errorf("name %s: a lab left a kind cluster of that name on purpose; take it as it is with reuse, or delete it: lab down --on kind --name %[1]s", name)
 	default:
 		return true, nil
 	}
