@@ -130,7 +130,7 @@ type stage struct {
 
 // stageCluster is what a stage needs of a cluster.Cluster.
 type stageCluster interface {
-	Failed()
+	Failed(context.Context) error
 	Close(context.Context) error
 }
 
@@ -162,8 +162,7 @@ func (p *place) open(ctx context.Context, progress func(string), values ...strin
 	progress("broker: waits for its API")
 	k, err := kubernetes.New(ctx, kubernetes.Options{Config: c.Config, Namespace: c.Namespace, Release: c.Release, Cluster: c, Own: c.Ours()})
 	if err != nil {
-		c.Failed()
-		return nil, errors.Join(err, s.close(ctx))
+		return nil, errors.Join(err, s.failed(ctx), s.close(ctx))
 	}
 	s.Substrate = k
 	return s, nil
@@ -194,11 +193,12 @@ func (p *place) openOwn(ctx context.Context, progress func(string)) (*stage, err
 	return &stage{Substrate: k}, nil
 }
 
-// failed marks that the cluster's logs are wanted.
-func (s *stage) failed() {
-	if s.cluster != nil {
-		s.cluster.Failed()
+// failed collects the cluster's logs, if they are wanted.
+func (s *stage) failed(ctx context.Context) error {
+	if s.cluster == nil || ctx.Err() != nil {
+		return nil
 	}
+	return s.cluster.Failed(ctx)
 }
 
 // close takes everything away, also after Ctrl-C. Rooms that do not go in time

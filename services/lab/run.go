@@ -121,7 +121,9 @@ func play(ctx context.Context, where *place, chosen []scenario.Scenario, live *r
 			return nil, ctx.Err()
 		}
 		if result.Verdict != scenario.Held && result.Verdict != scenario.Skipped {
-			sub.failed()
+			if err := sub.failed(ctx); err != nil { // the verdict does not rest on them
+				live.Say(err.Error())
+			}
 		}
 		live.Done(result)
 		results = append(results, result)

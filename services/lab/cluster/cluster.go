@@ -36,7 +36,7 @@ type Options struct {
 	Keep       bool              // Close leaves the cluster and the release
 	Reuse      bool              // a kind cluster of that name that we made may be taken as it is
 	Test       bool              // Up ends with the chart's own tests
-	LogsTo     string            // folder for logs when something failed; empty: none are collected
+	LogsTo     string            // folder for logs when something fails; empty: none are collected
 	Progress   func(step string) // nil: silent
 
 	kindConfig []byte // tests' own k8s/kind.yaml
@@ -131,12 +131,11 @@ type Cluster struct {
 	ours                           bool // the kind cluster, made by this lab or an earlier one
 	created, namespaced, installed bool // by this Up: the kind cluster, the namespace, the release
 	mu                             sync.Mutex
-	failed                         bool
 	stopped                        map[string]bool // nodes, by StopNode
 }
 
-// closeTime bounds each step of Close: it is enough to collect logs, or to await
-// the end of every pod.
+// closeTime bounds each step of Close, and the collection of logs: it is enough
+// to await the end of every pod.
 const closeTime = 3 * time.Minute
 
 // A step of Up. An interrupt ends it, and then what Up made is gone.
@@ -176,7 +175,9 @@ func Up(ctx context.Context, o Options) (c *Cluster, err error) {
 			return
 		}
 		c.o.Keep = false
-		c.failed = ctx.Err() == nil && c.client != nil && c.manifests != nil // else the cluster has no part in it
+		if ctx.Err() == nil && c.client != nil && c.manifests != nil { // else the cluster has no part in it
+			err = errors.Join(err, c.Failed(ctx))
+		}
 		err = errors.Join(err, c.Close(ctx))
 		c = nil
 	}()
@@ -220,15 +221,19 @@ func newCluster(o Options) (*Cluster, error) {
 // Ours says whether it is a kind cluster that a lab created.
 func (c *Cluster) Ours() bool { return c.ours }
 
-// Failed marks that logs are wanted on Close.
-func (c *Cluster) Failed() {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.failed = true
+// Failed collects logs, if they are wanted. Each time into the same folder: what
+// is gone at the next failure stays in it.
+func (c *Cluster) Failed(ctx context.Context) error {
+	if c.o.LogsTo == "" {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, closeTime)
+	defer cancel()
+	return c.collectLogs(ctx)
 }
 
-// Close collects logs if something failed, and takes away what Up made unless
-// it is to be kept; also after ctx has ended.
+// Close takes away what Up made unless it is to be kept; also after ctx has
+// ended.
 func (c *Cluster) Close(ctx context.Context) error {
 	var errs []error
 	do := func(step func(context.Context) error) { // each has its time: what takes too long must not keep the cluster
@@ -236,14 +241,10 @@ func (c *Cluster) Close(ctx context.Context) error {
 		defer cancel()
 		errs = append(errs, step(ctx))
 	}
-	logs := c.failed && c.o.LogsTo != ""
-	for node := range c.stopped { // of a cluster that lives on, or is to say something
-		if c.o.Keep || !c.created || logs {
+	for node := range c.stopped { // of a cluster that lives on
+		if c.o.Keep || !c.created {
 			do(func(ctx context.Context) error { return c.StartNode(ctx, node) })
 		}
-	}
-	if logs {
-		do(c.collectLogs)
 	}
 	switch {
 	case c.o.Keep && c.ours:

@@ -8,12 +8,14 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/kind/pkg/apis/config/v1alpha4"
 	kind "sigs.k8s.io/kind/pkg/cluster"
 	"sigs.k8s.io/yaml"
@@ -52,7 +54,23 @@ func small(t *testing.T, nodes int) Options {
 	}
 	t.Setenv("TMPDIR", t.TempDir())                              // its locks and folders can be seen to go
 	t.Setenv("KUBECONFIG", filepath.Join(t.TempDir(), "config")) // the user's
-	return Options{Name: testName, kindConfig: text, chart: chart, Progress: func(step string) { t.Log(step) }}
+	return Options{Name: testName, kindConfig: text, chart: chart, Test: true, Progress: func(step string) { t.Log(step) }}
+}
+
+// stepsOf are what Up says at the beginning of each of its steps.
+func stepsOf(t *testing.T, o Options) (names []string) {
+	t.Helper()
+	c, err := newCluster(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, s := range c.steps() {
+		names = append(names, s.name+":")
+	}
+	if err := c.removeFolder(); err != nil {
+		t.Fatal(err)
+	}
+	return names
 }
 
 // gone fails unless nothing is left of the cluster.
@@ -71,6 +89,9 @@ func noFolders(t *testing.T) {
 	if err != nil || len(left) > 0 {
 		t.Errorf("folders are left: %v %v", left, err)
 	}
+	if _, err := os.Stat(lockPath(testName)); !os.IsNotExist(err) {
+		t.Errorf("the lock is left: %v", err)
+	}
 }
 
 func TestInterruptedUp(t *testing.T) {
@@ -79,11 +100,12 @@ func TestInterruptedUp(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// Each goes further than the one before, so each is a second Up, too.
-	for _, at := range []string{
-		"preflight:", "images:", "cluster:", "  creates", "cluster: Preparing nodes", "cluster: Starting control-plane",
-		"load:", "ready:",
-	} {
+	// Each goes further than the one before, so each is a second Up, too. Of the
+	// steps in a cluster that is made the first and the last: TestClusterLife has all.
+	steps := stepsOf(t, o)
+	made := slices.Index(steps, "cluster:") + 1
+	for _, at := range slices.Concat(steps[:made],
+		[]string{"  creates", "cluster: Preparing nodes", "cluster: Starting control-plane", steps[made], steps[len(steps)-1]}) {
 		t.Run(at, func(t *testing.T) {
 			ctx, cancel := context.WithCancel(t.Context())
 			defer cancel()
@@ -108,11 +130,41 @@ func TestInterruptedUp(t *testing.T) {
 			t.Fatal(err)
 		}
 		ready(t, c, 2)
-		if err := c.Close(t.Context()); err != nil {
+		ctx, interrupt := context.WithCancel(t.Context())
+		interrupt() // as lab up ends
+		if err := c.Close(ctx); err != nil {
 			t.Error(err)
 		}
 		gone(t)
 	})
+}
+
+func awaitStatus(ctx context.Context, c *Cluster, want string) error {
+	return c.await(ctx, time.Minute, func(ctx context.Context) ([]string, error) {
+		found, err := c.findRelease(ctx)
+		if err != nil || found.status == want {
+			return nil, err
+		}
+		return []string{found.status}, nil
+	})
+}
+
+// killHelm lets helm get as far as this status, and kills it.
+func killHelm(ctx context.Context, t *testing.T, c *Cluster, status string) {
+	t.Helper()
+	args, err := c.installArgs()
+	if err != nil {
+		t.Fatal(err)
+	}
+	helm := exec.Command(c.helm, append(args, "--kube-context", c.context, "--namespace", c.Namespace)...)
+	if err := helm.Start(); err != nil {
+		t.Fatal(err)
+	}
+	waited := awaitStatus(ctx, c, status)
+	if err := errors.Join(waited, helm.Process.Kill()); err != nil {
+		t.Fatal(err)
+	}
+	_ = helm.Wait()
 }
 
 func ready(t *testing.T, c *Cluster, want int) {
@@ -163,7 +215,7 @@ func TestClusterLife(t *testing.T) {
 		if err := c.kind.Create(testName, kind.CreateWithV1Alpha4Config(config), kind.CreateWithNodeImage(c.o.Images.Node), kind.CreateWithStopBeforeSettingUpKubernetes(true)); err != nil {
 			t.Fatal(commandError(err))
 		}
-		if err := os.RemoveAll(c.dir); err != nil {
+		if err := c.removeFolder(); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -226,6 +278,11 @@ func TestClusterLife(t *testing.T) {
 		if _, err := Up(t.Context(), o); err == nil || !strings.Contains(err.Error(), "lab down --on kind") {
 			t.Errorf("Up = %v, want an error with the way out", err)
 		}
+		// As a scenario does; then its lab is killed.
+		_, err := kept.client.AppsV1().StatefulSets("warren").Patch(t.Context(), "warren", types.MergePatchType, []byte(`{"spec":{"replicas":0}}`), metav1.PatchOptions{FieldManager: "scenario"})
+		if err != nil {
+			t.Fatal(err)
+		}
 		o := o
 		o.Reuse = true
 		c, err := Up(t.Context(), o)
@@ -247,7 +304,7 @@ func TestClusterLife(t *testing.T) {
 	named.Namespace, named.Release = "warren-named", "other"
 
 	t.Run("a named context: interrupted at each step", func(t *testing.T) {
-		for _, at := range []string{"namespace:", "install:", "ready:"} {
+		for _, at := range stepsOf(t, named) {
 			ctx, cancel := context.WithCancel(t.Context())
 			o := named
 			o.Progress = func(step string) {
@@ -275,33 +332,16 @@ func TestClusterLife(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer os.RemoveAll(c.dir)
+		defer c.removeFolder()
 		for _, do := range []func(context.Context) error{c.preflight, c.makeNamespace} {
 			if err := do(ctx); err != nil {
 				t.Fatal(err)
 			}
 		}
-		args, err := c.installArgs()
-		if err != nil {
+		killHelm(ctx, t, c, "pending-install")
+		if err := c.client.CoreV1().Namespaces().Delete(ctx, c.Namespace, metav1.DeleteOptions{}); err != nil {
 			t.Fatal(err)
 		}
-		helm := exec.Command(c.helm, append(args, "--kube-context", c.context, "--namespace", c.Namespace)...)
-		if err := helm.Start(); err != nil {
-			t.Fatal(err)
-		}
-		if err := c.await(ctx, time.Minute, func(ctx context.Context) ([]string, error) {
-			found, err := c.findRelease(ctx)
-			if err != nil || found.status == "pending-install" {
-				return nil, err
-			}
-			return []string{found.status}, nil
-		}); err != nil {
-			t.Fatal(err)
-		}
-		if err := errors.Join(helm.Process.Kill(), c.client.CoreV1().Namespaces().Delete(ctx, c.Namespace, metav1.DeleteOptions{})); err != nil {
-			t.Fatal(err)
-		}
-		_ = helm.Wait()
 		o.Values = nil
 		again, err := Up(t.Context(), o)
 		if err != nil {
@@ -318,7 +358,87 @@ func TestClusterLife(t *testing.T) {
 		if deleted, err := Down(t.Context(), o); err != nil || deleted {
 			t.Errorf("a second Down = %v, %v; want false: there is nothing", deleted, err)
 		}
-		_ = os.RemoveAll(again.dir)
+		_ = again.removeFolder()
+	})
+
+	t.Run("a named context: an upgrade that is interrupted, or whose helm is killed, keeps the volumes", func(t *testing.T) {
+		o := named
+		o.Keep = true
+		c, err := Up(t.Context(), o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := c.Close(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		volumes := func() (all []string) {
+			t.Helper()
+			list, err := c.client.CoreV1().PersistentVolumeClaims(c.Namespace).List(t.Context(), metav1.ListOptions{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, v := range list.Items {
+				all = append(all, v.Name+" "+string(v.UID))
+			}
+			return all
+		}
+		want := volumes()
+		if len(want) != 2 {
+			t.Fatalf("volumes: %v, want two", want)
+		}
+		hung := o
+		hung.Values = []string{"hang=true"}
+		for status, upgrade := range map[string]func(){
+			"failed": func() {
+				ctx, interrupt := context.WithCancel(t.Context())
+				defer interrupt()
+				o := hung
+				o.Progress = func(step string) {
+					t.Log(step)
+					if strings.HasPrefix(step, "install:") {
+						go func() {
+							_ = awaitStatus(ctx, c, "pending-upgrade")
+							interrupt()
+						}()
+					}
+				}
+				if _, err := Up(ctx, o); !errors.Is(err, context.Canceled) {
+					t.Errorf("Up = %v, want context.Canceled", err)
+				}
+			},
+			"pending-upgrade": func() {
+				killed, err := newCluster(hung)
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer killed.removeFolder()
+				if err := killed.preflight(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+				killHelm(t.Context(), t, killed, "pending-upgrade")
+			},
+		} {
+			upgrade()
+			if found, err := c.findRelease(t.Context()); err != nil || found.status != status {
+				t.Errorf("release: %+v, %v; want it %s", found, err, status)
+			}
+			again, err := Up(t.Context(), o)
+			if err != nil {
+				t.Fatalf("Up after %s: %v", status, err)
+			}
+			if err := again.Close(t.Context()); err != nil {
+				t.Error(err)
+			}
+			if found, err := c.findRelease(t.Context()); err != nil || found.status != "deployed" {
+				t.Errorf("release: %+v, %v; want it deployed", found, err)
+			}
+			if got := volumes(); !slices.Equal(got, want) {
+				t.Errorf("after %s: volumes %v, want %v", status, got, want)
+			}
+		}
+		if deleted, err := Down(t.Context(), o); err != nil || !deleted { // with the hook's Job
+			t.Errorf("Down = %v, %v", deleted, err)
+		}
 	})
 
 	t.Run("a named context: somebody's release, wrong values, a pod that cannot start", func(t *testing.T) {
@@ -328,7 +448,7 @@ func TestClusterLife(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer os.RemoveAll(c.dir)
+		defer c.removeFolder()
 		if err := c.preflight(t.Context()); err != nil {
 			t.Fatal(err)
 		}
@@ -376,8 +496,7 @@ func TestClusterLife(t *testing.T) {
 		if got := strings.Join(waits, "; "); !strings.Contains(got, `pause: CreateContainerConfigError: secret "missing" not found`) {
 			t.Errorf("it waits for %q, want the missing secret", got)
 		}
-		c.Failed()
-		if err := c.Close(t.Context()); err != nil {
+		if err := errors.Join(c.Failed(t.Context()), c.Close(t.Context())); err != nil {
 			t.Error(err)
 		}
 		text, err := os.ReadFile(filepath.Join(o.LogsTo, "unready-pods.txt"))
@@ -386,50 +505,77 @@ func TestClusterLife(t *testing.T) {
 		}
 	})
 
-	t.Run("a worker stops; Close starts it again", func(t *testing.T) {
+	t.Run("a worker stops: the next Up starts it, or Close", func(t *testing.T) {
 		o := o
-		o.Reuse = true
-		c, err := Up(t.Context(), o)
-		if err != nil {
-			t.Fatal(err)
-		}
-		for name, want := range map[string]string{testName + "-control-plane": "no worker", "warren-worker": "no worker"} {
-			if err := c.StopNode(t.Context(), name); err == nil || !strings.Contains(err.Error(), want) {
-				t.Errorf("StopNode(%s) = %v, want %q", name, err, want)
-			}
-		}
+		o.Reuse, o.LogsTo = true, t.TempDir()
 		const worker = testName + "-worker"
-		isReady := func() bool {
+		isOpen := func() bool {
 			t.Helper()
 			n, err := kept.client.CoreV1().Nodes().Get(t.Context(), worker, metav1.GetOptions{})
 			if err != nil {
 				t.Fatal(err)
 			}
 			ready, _ := nodeReady(*n)
-			return ready
+			return ready && !n.Spec.Unschedulable
 		}
-		if err := c.StopNode(t.Context(), worker); err != nil {
+		killed, err := Up(t.Context(), o)
+		if err != nil {
 			t.Fatal(err)
 		}
-		if isReady() {
+		for name, want := range map[string]string{testName + "-control-plane": "no worker", "warren-worker": "no worker"} {
+			if err := killed.StopNode(t.Context(), name); err == nil || !strings.Contains(err.Error(), want) {
+				t.Errorf("StopNode(%s) = %v, want %q", name, err, want)
+			}
+		}
+		if err := errors.Join(killed.patchNodes(t.Context(), `{"spec":{"unschedulable":true}}`), killed.StopNode(t.Context(), worker)); err != nil {
+			t.Fatal(err)
+		}
+		if isOpen() {
 			t.Error("the worker is ready after StopNode")
+		}
+		if err := errors.Join(killed.lock.Close(), killed.inUse.Close()); err != nil { // as its death would; its folder stays
+			t.Fatal(err)
+		}
+		c, err := Up(t.Context(), o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !isOpen() {
+			t.Error("the worker is not ready, or closed to pods, after Up")
+		}
+		if err := errors.Join(c.Failed(t.Context()), c.StopNode(t.Context(), worker)); err != nil {
+			t.Fatal(err)
 		}
 		if err := c.Close(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		if !isReady() {
+		if !isOpen() {
 			t.Error("the worker is not ready after Close")
+		}
+		for _, file := range []string{worker + "/kubelet.log", testName + "-control-plane/kubelet.log", "unready-pods.txt"} {
+			if info, err := os.Stat(filepath.Join(o.LogsTo, file)); err != nil || info.Size() == 0 && file != "unready-pods.txt" {
+				t.Errorf("logs: %v, want some in %s", err, file)
+			}
 		}
 	})
 
 	t.Run("down", func(t *testing.T) {
-		if deleted, err := Down(t.Context(), o); err != nil || !deleted {
-			t.Errorf("Down = %v, %v", deleted, err)
+		left, err := os.ReadFile(os.Getenv("KUBECONFIG"))
+		if err != nil {
+			t.Fatal(err)
 		}
-		gone(t)
-		text, err := os.ReadFile(os.Getenv("KUBECONFIG"))
-		if err != nil || strings.Contains(string(text), testName) {
-			t.Errorf("the user's kubeconfig still names %s: %v", testName, err)
+		for _, want := range []bool{true, false} {
+			if deleted, err := Down(t.Context(), o); err != nil || deleted != want {
+				t.Errorf("Down = %v, %v; want %v", deleted, err, want)
+			}
+			gone(t)
+			text, err := os.ReadFile(os.Getenv("KUBECONFIG"))
+			if err != nil || strings.Contains(string(text), testName) {
+				t.Errorf("the user's kubeconfig still names %s: %v", testName, err)
+			}
+			if err := os.WriteFile(os.Getenv("KUBECONFIG"), left, 0o600); err != nil { // somebody deleted the containers
+				t.Fatal(err)
+			}
 		}
 	})
 }
