@@ -183,10 +183,11 @@ func Up(ctx context.Context, o Options) (c *Cluster, err error) {
 	}()
 	for _, step := range c.steps() {
 		c.o.Progress(step.name + ": " + step.does)
-		if err := step.do(ctx); err != nil {
-			return c, fmt.Errorf("%s: %w", step.name, err)
+		err := step.do(ctx)
+		if ctx.Err() != nil {
+			err = ctx.Err() // a program that was interrupted says it in words of its own
 		}
-		if err := ctx.Err(); err != nil {
+		if err != nil {
 			return c, fmt.Errorf("%s: %w", step.name, err)
 		}
 	}

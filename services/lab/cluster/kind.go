@@ -320,10 +320,10 @@ func (c *Cluster) downKind(ctx context.Context) (deleted bool, err error) {
 		return false, err
 	}
 	exists, _, err := c.marked(ctx)
-	if err != nil {
+	if err != nil || !exists {
 		return false, err
 	}
-	return exists, c.deleteKind(ctx) // without a cluster the user's kubeconfig may still name it
+	return true, c.deleteKind(ctx)
 }
 
 // lockName keeps other labs off our kind cluster until Close. The lock of a lab
