@@ -111,3 +111,16 @@ func TestVolumesSurviveAnUpgrade(t *testing.T) {
 		}
 	}
 }
+
+// What a scenario scaled is the scenario's field to the API server; without
+// force the next lab's upgrade is a conflict.
+func TestInstallTakesItsFieldsBack(t *testing.T) {
+	c, told := withHelm(t)
+	c.dir, c.o.chart = t.TempDir(), "chart"
+	if err := c.installRelease(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if text, err := os.ReadFile(told); err != nil || !strings.HasPrefix(string(text), "upgrade --install warren chart --force-conflicts ") {
+		t.Errorf("helm was told %q, %v; want upgrade --install with --force-conflicts", text, err)
+	}
+}
