@@ -20,7 +20,7 @@ func linkCommand() *cobra.Command {
 		Long: `Pass AMQP connections on to a broker, and break them when told to: at once, or at
 one frame.
 
-  POST /orders   {"action":"reset","method":"basic.ack","n":40}
+  POST /orders   {"action":"reset","method":"basic.ack","from":"service","n":40}
   GET /hit       how many orders have met their frame`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {

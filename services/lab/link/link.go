@@ -30,10 +30,21 @@ const (
 	Heal   Action = "heal"   // ends Freeze, Slow and Drip
 )
 
+// Side is an end of a link. Both send basic.ack: a service for deliveries, the
+// broker for publishes.
+type Side string
+
+// The sides.
+const (
+	Service Side = "service"
+	Broker  Side = "broker"
+)
+
 // Order is an action, and the frame that it waits for.
 type Order struct {
 	Action Action        `json:"action"`
 	Method string        `json:"method,omitempty"` // one of Methods; "": at once
+	From   Side          `json:"from,omitempty"`   // who sends it
 	N      int           `json:"n,omitempty"`      // at the n-th such frame from now on
 	Delay  time.Duration `json:"delay,omitempty"`  // of Slow and Drip
 }
@@ -56,6 +67,8 @@ func (o Order) Validate() error {
 		return fmt.Errorf("method %q: not one that a link looks for", o.Method)
 	case o.Method != "" && !breaks:
 		return fmt.Errorf("method %q: %s waits for no frame", o.Method, o.Action)
+	case o.Method != "" && o.From != Service && o.From != Broker:
+		return fmt.Errorf("from %q: want %s or %s", o.From, Service, Broker)
 	case o.Method != "" && o.N < 1:
 		return fmt.Errorf("n %d: at least 1", o.N)
 	case o.Action == Tear && o.Method == "":
@@ -194,8 +207,8 @@ func (k *Link) connect(service net.Conn) {
 	}
 	k.mu.Unlock()
 	var both sync.WaitGroup
-	both.Go(func() { k.pass(p, service, broker, true) })
-	both.Go(func() { k.pass(p, broker, service, false) })
+	both.Go(func() { k.pass(p, service, broker, Service) })
+	both.Go(func() { k.pass(p, broker, service, Broker) })
 	both.Wait()
 	k.mu.Lock()
 	delete(k.pairs, p)
@@ -223,7 +236,7 @@ type sent struct {
 }
 
 // pass carries one direction of a pair, until either end closes or a reset.
-func (k *Link) pass(p *pair, from, to net.Conn, client bool) {
+func (k *Link) pass(p *pair, from, to net.Conn, side Side) {
 	way := make(chan sent, 1024) // what is under way when all is slow
 	k.done.Go(func() {
 		defer p.close()
@@ -236,14 +249,14 @@ func (k *Link) pass(p *pair, from, to net.Conn, client bool) {
 		}
 	})
 	defer close(way)
-	for first := client; ; first = false {
+	for first := side == Service; ; first = false {
 		frame, err := readFrame(from, first)
 		if err != nil {
 			return
 		}
 		s := sent{frame: frame, due: time.Now()}
 		k.mu.Lock()
-		s.order = k.meets(frame)
+		s.order = k.meets(side, frame)
 		if k.slow.Action == Slow {
 			s.due = s.due.Add(k.slow.Delay)
 		}
@@ -289,14 +302,14 @@ func (k *Link) deliver(p *pair, to net.Conn, s sent) error {
 }
 
 // meets is the order that has waited for this frame, if one has.
-func (k *Link) meets(frame []byte) Order {
+func (k *Link) meets(side Side, frame []byte) Order {
 	const methodFrame, header = 1, 7
 	if len(frame) < header+4 || frame[0] != methodFrame {
 		return Order{}
 	}
 	method := binary.BigEndian.Uint32(frame[header:])
 	for i, o := range k.waiting {
-		if Methods[o.Method] != method {
+		if Methods[o.Method] != method || o.From != side {
 			continue
 		}
 		if o.N--; o.N == 0 {

@@ -102,13 +102,15 @@ func TestWithoutOrdersAllPasses(t *testing.T) {
 
 func TestResetAtTheNthFrame(t *testing.T) {
 	k, service, broker := ends(t)
-	if err := k.Do(Order{Action: Reset, Method: "basic.ack", N: 2}); err != nil {
+	if err := k.Do(Order{Action: Reset, Method: "basic.ack", From: Service, N: 2}); err != nil {
 		t.Fatal(err)
 	}
 	send(t, service, method("basic.ack"), method("basic.nack"))
 	receive(t, broker, method("basic.ack"), method("basic.nack"))
+	send(t, broker, method("basic.ack")) // a confirm, which is another's ack
+	receive(t, service, method("basic.ack"))
 	if k.Hit() != 0 {
-		t.Error("hit before the second ack")
+		t.Error("hit before the service's second ack")
 	}
 	send(t, service, method("basic.ack"))
 	if got := cut(t, broker); len(got) != 0 {
@@ -122,7 +124,7 @@ func TestResetAtTheNthFrame(t *testing.T) {
 
 func TestTearPassesHalfOfTheFrame(t *testing.T) {
 	k, service, broker := ends(t)
-	if err := k.Do(Order{Action: Tear, Method: "basic.publish", N: 1}); err != nil {
+	if err := k.Do(Order{Action: Tear, Method: "basic.publish", From: Service, N: 1}); err != nil {
 		t.Fatal(err)
 	}
 	frame := method("basic.publish")
@@ -137,7 +139,7 @@ func TestTearPassesHalfOfTheFrame(t *testing.T) {
 }
 
 func TestFreezeUntilHeal(t *testing.T) {
-	for name, o := range map[string]Order{"at once": {Action: Freeze}, "at a frame": {Action: Freeze, Method: "basic.publish", N: 1}} {
+	for name, o := range map[string]Order{"at once": {Action: Freeze}, "at a frame": {Action: Freeze, Method: "basic.publish", From: Service, N: 1}} {
 		t.Run(name, func(t *testing.T) {
 			k, service, broker := ends(t)
 			if err := k.Do(o); err != nil {
@@ -194,7 +196,8 @@ func TestWrongOrders(t *testing.T) {
 	for want, o := range map[string]Order{
 		`action "explode"`:     {Action: "explode"},
 		`method "basic.smile"`: {Action: Reset, Method: "basic.smile", N: 1},
-		"n 0":                  {Action: Reset, Method: "basic.ack"},
+		"n 0":                  {Action: Reset, Method: "basic.ack", From: Broker},
+		`from ""`:              {Action: Reset, Method: "basic.ack", N: 1},
 		"delay 0s":             {Action: Slow},
 		"waits for no frame":   {Action: Heal, Method: "basic.ack", N: 1},
 		"tear needs a frame":   {Action: Tear},
@@ -228,7 +231,7 @@ func TestControl(t *testing.T) {
 			t.Errorf("%s: got %d %s, want 400 and %s", body, status, said, want)
 		}
 	}
-	if status, said := order(`{"action":"reset","method":"basic.ack","n":1}`); status != http.StatusNoContent {
+	if status, said := order(`{"action":"reset","method":"basic.ack","from":"service","n":1}`); status != http.StatusNoContent {
 		t.Fatalf("got %d %s, want 204", status, said)
 	}
 	send(t, service, method("basic.ack"))

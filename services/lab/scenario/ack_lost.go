@@ -35,7 +35,7 @@ func loseAck(settings Settings) func(*World) {
 		way := w.Link()
 		w.Serve(way.Settings().With(settings))
 		// BREAK
-		way.BreakAt("basic.ack", at, link.Reset)
+		way.BreakAt(link.Service, "basic.ack", at, link.Reset)
 		w.Load("--count", strconv.Itoa(sent), "--in-flight", "1", "--operations", "memory-add", "--timeout", "15s")
 		w.Until("all are answered", passed(event.Answered, sent))
 		memory := w.Call("memory-recall")

@@ -23,10 +23,10 @@ func (w *World) Link() *Link {
 func (k *Link) Settings() Settings { return Settings{"AMQP_URL": k.URL()} }
 
 // BreakAt does something to the connection of the n-th next frame with this
-// method, before the other end has it.
-func (k *Link) BreakAt(method string, n int, how link.Action) {
+// method from a side, before the other has it.
+func (k *Link) BreakAt(from link.Side, method string, n int, how link.Action) {
 	k.w.tell("the link will " + string(how) + " at a " + method)
-	k.w.must(k.Do(k.w.ctx, link.Order{Action: how, Method: method, N: n}), "order the link to %s", how)
+	k.w.must(k.Do(k.w.ctx, link.Order{Action: how, Method: method, From: from, N: n}), "order the link to %s", how)
 }
 
 // Broke says whether all so many frames came.
