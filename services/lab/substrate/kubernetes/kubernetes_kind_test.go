@@ -50,7 +50,7 @@ func release(t *testing.T) *Substrate {
 		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute)
 		defer cancel()
 		o := cluster.Options{
-			Context: os.Getenv("LAB_CONTEXT"), Namespace: os.Getenv("LAB_NAMESPACE"), Nodes: 1, Progress: func(step string) { fmt.Fprintln(os.Stderr, step) },
+			Context: os.Getenv("LAB_CONTEXT"), Namespace: os.Getenv("LAB_NAMESPACE"), Progress: func(step string) { fmt.Fprintln(os.Stderr, step) },
 			Values: append([]string{"server.replicas=0", "client.replicas=0", "auditor.replicas=0"}, strings.Fields(os.Getenv("LAB_VALUES"))...),
 		}
 		o.Reuse = o.Context == ""
