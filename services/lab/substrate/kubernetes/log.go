@@ -25,10 +25,12 @@ import (
 // A stream of the log ends with the container, but it also ends when a
 // connection breaks or an API server restarts, and the next one begins at the
 // first line again. So every line carries the time at which the container
-// runtime took it, and one that was seen is not taken twice. A life's log is
-// complete when a stream of it ended in peace, and the container is known to
-// have ended by then. Of a pod's dead lives Kubernetes keeps the last only: one
-// that was gone before it could be read is told as missed.
+// runtime took it, and one that was seen is not taken twice. That time also makes
+// the first line the life's name: the API learns of a restart later than the
+// kubelet, which by then shows another life's log. A life's log is complete when
+// a stream of it ended in peace, after a whole line, and the container is known
+// to have ended by then. Of a pod's dead lives Kubernetes keeps the last only:
+// one that was gone before it could be read is told as missed.
 type follower struct {
 	pods   *pods
 	name   string
@@ -36,9 +38,9 @@ type follower struct {
 	take   func(line []byte)
 	missed func(life int)
 
-	seed maphash.Seed
-	seen map[uint64]struct{}
-	calm bool // the last stream that began ended in peace
+	seed  maphash.Seed
+	seen  map[uint64]struct{}
+	first uint64 // line of this life, or 0
 
 	mu     sync.Mutex
 	read   int           // lives that are read to the end
@@ -67,6 +69,12 @@ func newFollower(p *pods, name string, take func(line []byte), missed func(life 
 
 const retryAfter = 250 * time.Millisecond // of a stream that broke
 
+var (
+	errOther = errors.New("the log of another life")
+	// A kubelet that cannot find a log answers 200 and says so, without a newline.
+	errNoEnd = errors.New("the log does not end with a line")
+)
+
 // run reads one life after the other until the pod is over or gone.
 func (f *follower) run(ctx context.Context) {
 	complete := false
@@ -78,7 +86,7 @@ func (f *follower) run(ctx context.Context) {
 			return p == nil || int(s.RestartCount) > life || int(s.RestartCount) == life && !complete && (s.State.Running != nil || s.State.Terminated != nil) || over(p)
 		})
 		switch {
-		case err != nil:
+		case err != nil || ctx.Err() != nil: // a pod that outlives its room
 			return
 		case pod == nil:
 			if !complete {
@@ -91,12 +99,12 @@ func (f *follower) run(ctx context.Context) {
 			} else if ctx.Err() == nil {
 				f.missed(life)
 			}
-			life, complete = life+1, false
+			life, complete, f.first = life+1, false, 0
 		case complete || status(pod).State.Terminated == nil && status(pod).State.Running == nil: // over; it may never have run
 			f.finished(life)
 			return
 		default:
-			complete = f.current(ctx, life)
+			complete = f.current(ctx, life, status(pod).State.Terminated != nil)
 			if complete {
 				f.finished(life)
 			}
@@ -104,18 +112,23 @@ func (f *follower) run(ctx context.Context) {
 	}
 }
 
+// endWithin is how much later than the end of a container's log the API may tell
+// of the container's.
+const endWithin = 2 * time.Second
+
 // current reads the log of the life that is or was the last, and says whether
-// it is complete.
-func (f *follower) current(ctx context.Context, life int) bool {
-	err := f.stream(ctx, &corev1.PodLogOptions{Follow: true, Timestamps: true})
-	if ctx.Err() != nil {
-		return false
-	}
-	pod, why := f.pods.client.CoreV1().Pods(f.pods.namespace).Get(ctx, f.name, metav1.GetOptions{})
+// nothing more of it will come.
+func (f *follower) current(ctx context.Context, life int, dead bool) bool {
+	err := f.stream(ctx, &corev1.PodLogOptions{Follow: !dead, Timestamps: true})
 	switch {
-	case apierrors.IsNotFound(why):
-		return f.calm // deleted, and its last line was read
-	case err == nil && why == nil && ended(pod, life) != nil:
+	case ctx.Err() != nil:
+		return false
+	case err == nil:
+		within, cancel := context.WithTimeout(ctx, endWithin)
+		defer cancel()
+		return f.pods.await(within, f.name, func(p *corev1.Pod) bool { return p == nil || ended(p, life) != nil }) == nil
+	case dead && (errors.Is(err, errNoEnd) || apierrors.IsBadRequest(err)): // the container's remains are gone
+		f.missed(life)
 		return true
 	}
 	pause(ctx, retryAfter)
@@ -135,7 +148,7 @@ func (f *follower) previous(ctx context.Context, life int) bool {
 			return false
 		case err == nil && why == nil:
 			return true
-		case apierrors.IsBadRequest(err): // the container's remains are gone
+		case errors.Is(err, errNoEnd), errors.Is(err, errOther), apierrors.IsBadRequest(err):
 			return false
 		}
 		pause(ctx, retryAfter)
@@ -158,21 +171,29 @@ func (f *follower) stream(ctx context.Context, o *corev1.PodLogOptions) error {
 		return err
 	}
 	defer s.Close()
-	err = f.lines(s)
-	f.calm = err == nil
-	return err
+	return f.lines(s)
 }
 
 func (f *follower) lines(r io.Reader) error {
-	for b := bufio.NewReader(r); ; {
+	b := bufio.NewReader(r)
+	for begun := false; ; begun = true {
 		line, err := b.ReadBytes('\n')
-		if errors.Is(err, io.EOF) {
-			return nil // what has no end is not a line: a process died writing it, or it comes again
-		}
-		if err != nil {
+		switch {
+		case errors.Is(err, io.EOF) && begun && len(line) == 0:
+			return nil
+		case errors.Is(err, io.EOF): // what has no end is not a line: a process died writing it, or it comes again
+			return errNoEnd
+		case err != nil:
 			return err
 		}
 		sum := maphash.Bytes(f.seed, line)
+		switch {
+		case begun:
+		case f.first == 0:
+			f.first = sum
+		case f.first != sum:
+			return errOther
+		}
 		if _, twice := f.seen[sum]; twice {
 			continue
 		}

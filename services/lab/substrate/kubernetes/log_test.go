@@ -28,15 +28,16 @@ type kubelet struct {
 
 	mu    sync.Mutex
 	lives []string // logs, a letter for each line
+	lost  string   // what is answered in place of a dead life's log
 	cuts  []cut    // of the streams to come; after them none is cut
 	pod   *corev1.Pod
 }
 
 // cut is what happens while a stream is read, which then breaks in the middle or,
-// if whole, ends in peace.
+// if whole, ends in peace; or, if refused, before there is one.
 type cut struct {
-	happens func()
-	whole   bool
+	happens        func()
+	whole, refused bool
 }
 
 const namespace = "warren"
@@ -107,6 +108,9 @@ func (k *kubelet) open(_ context.Context, o *corev1.PodLogOptions) (io.ReadClose
 	for i, line := range strings.Split(k.lives[life], "") {
 		fmt.Fprintf(&text, "2026-11-24T03:00:%02d.%09dZ %s\n", life, i, line)
 	}
+	if dead := k.pod.Status.ContainerStatuses[0].State.Terminated != nil; (o.Previous || dead) && k.lost != "" {
+		return io.NopCloser(strings.NewReader(strings.TrimPrefix(k.lost, "-"))), nil
+	}
 	whole := io.NopCloser(strings.NewReader(text.String()))
 	if o.Previous || len(k.cuts) == 0 {
 		return whole, nil
@@ -114,6 +118,9 @@ func (k *kubelet) open(_ context.Context, o *corev1.PodLogOptions) (io.ReadClose
 	c := k.cuts[0]
 	k.cuts = k.cuts[1:]
 	c.happens()
+	if c.refused {
+		return nil, errors.New("connection refused")
+	}
 	if c.whole {
 		return whole, nil
 	}
@@ -138,25 +145,49 @@ func TestFollow(t *testing.T) {
 	}{
 		"nothing happens": {"abcd", func(k *kubelet) { k.end() }, "abcd", nil},
 		"a stream breaks": {"abcd", func(k *kubelet) {
-			k.cuts = []cut{{nothing, false}, {nothing, false}, {k.end, false}}
+			k.cuts = []cut{{happens: nothing}, {happens: nothing}, {happens: k.end}}
 		}, "abcd", nil},
 		"a stream ends in peace before the container does": {"abcd", func(k *kubelet) {
-			k.cuts = []cut{{nothing, true}, {k.end, false}}
+			k.cuts = []cut{{happens: nothing, whole: true}, {happens: k.end}}
 		}, "abcd", nil},
 		"it restarts while nobody reads": {"abcd", func(k *kubelet) {
-			k.cuts = []cut{{func() { k.restart("efgh") }, false}, {k.end, true}}
+			k.cuts = []cut{{happens: func() { k.restart("efgh") }}, {happens: k.end, whole: true}}
 		}, "abcdefgh", nil},
 		"it restarts twice while nobody reads": {"abcd", func(k *kubelet) {
-			k.cuts = []cut{{func() { k.restart("efgh"); k.restart("ijkl") }, false}, {k.end, true}}
+			k.cuts = []cut{{happens: func() { k.restart("efgh"); k.restart("ijkl") }}, {happens: k.end, whole: true}}
 		}, "abefghijkl", []int{0}},
 		"it is deleted after its last line was read": {"abcd", func(k *kubelet) {
-			k.cuts = []cut{{k.remove, true}}
+			k.cuts = []cut{{happens: k.remove, whole: true}}
 		}, "abcd", nil},
 		"it is deleted while nobody reads": {"abcd", func(k *kubelet) {
-			k.cuts = []cut{{k.remove, false}}
+			k.cuts = []cut{{happens: k.remove}}
 		}, "ab", []int{0}},
+		"it is deleted after a stream that ended in peace before it": {"abcd", func(k *kubelet) {
+			k.cuts = []cut{{happens: nothing, whole: true}, {happens: k.remove, refused: true}}
+		}, "abcd", []int{0}},
+		"the kubelet has no log of the dead life": {"abcd", func(k *kubelet) {
+			k.lost = "unable to retrieve container logs for containerd://1"
+			k.cuts = []cut{{happens: func() { k.restart("efgh") }}, {happens: nothing, whole: true}, {happens: k.end}}
+		}, "abefgh", []int{0, 1}},
+		"the kubelet has an empty log of the dead life": {"abcd", func(k *kubelet) {
+			k.lost = "-"
+			k.cuts = []cut{{happens: func() { k.restart("efgh") }}, {happens: nothing, whole: true}, {happens: k.end}}
+		}, "abefgh", []int{0, 1}},
+		"the kubelet is a life ahead of the API": {"abcd", func(k *kubelet) {
+			k.cuts = []cut{{happens: func() { k.lives = append(k.lives, "efgh") }}, {happens: nothing, whole: true}, {happens: func() {
+				k.lives = k.lives[:1]
+				k.restart("efgh")
+			}, refused: true}, {happens: k.end, whole: true}}
+		}, "abcdefgh", nil},
+		"the kubelet is a life ahead of the API when it is asked for the dead one": {"abcd", func(k *kubelet) {
+			k.cuts = []cut{{happens: func() { k.restart("efgh"); k.lives = append(k.lives, "ijkl") }}, {happens: func() {
+				k.lives = k.lives[:2]
+				k.restart("ijkl")
+			}, refused: true}, {happens: k.end, whole: true}}
+		}, "abefghijkl", []int{0}},
 	} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 			defer cancel()
 			k := newKubelet(t, tc.log)
@@ -180,13 +211,30 @@ func TestFollow(t *testing.T) {
 	}
 }
 
+// Whoever closes a room waits for this, also when the pod could not be ended.
+func TestFollowEndsWithItsContext(t *testing.T) {
+	k := newKubelet(t, "abcd")
+	p, err := watchPods(t.Context(), k.client, namespace, "warren")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.close()
+	ctx, cancel := context.WithCancel(t.Context())
+	f := newFollower(p, "it", func([]byte) { cancel() }, func(life int) { t.Errorf("missed life %d", life) })
+	f.open = k.open
+	f.run(ctx) // the pod runs on
+}
+
 // What has no end is not a line: it comes again, or its process died over it.
 func TestHalfALine(t *testing.T) {
 	var got []string
 	f := newFollower(&pods{}, "it", func(line []byte) { got = append(got, string(line)) }, nil)
-	for _, text := range []string{"t1 a\nt2 b", "t1 a\nt2 b\nt2 b\nt3 b\n"} {
-		if err := f.lines(strings.NewReader(text)); err != nil {
-			t.Fatal(err)
+	for _, tc := range []struct {
+		text string
+		want error
+	}{{"", errNoEnd}, {"t1 a\nt2 b", errNoEnd}, {"t1 a\nt2 b\nt2 b\nt3 b\n", nil}, {"t4 a\n", errOther}} {
+		if err := f.lines(strings.NewReader(tc.text)); !errors.Is(err, tc.want) {
+			t.Fatalf("%q: %v, want %v", tc.text, err, tc.want)
 		}
 	}
 	if want := []string{"a\n", "b\n", "b\n"}; !slices.Equal(got, want) {
