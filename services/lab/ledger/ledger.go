@@ -32,6 +32,7 @@ type Ledger struct {
 	lives   map[life]*stream
 	order   []life         // in which the lives were first seen
 	killed  map[string]int // instance: how many of its lives the lab ended
+	missed  []string       // lines that were written and never came
 	changed chan struct{}  // closed and replaced by Add
 }
 
@@ -126,6 +127,14 @@ func (l *Ledger) Killed(instance string, n int) {
 	l.killed[instance] += n
 }
 
+// Missed tells the ledger of lines that were lost on the way: of a life that was
+// killed their absence does not show.
+func (l *Ledger) Missed(what ...string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.missed = append(l.missed, what...)
+}
+
 // Changed is closed when the next line comes.
 func (l *Ledger) Changed() <-chan struct{} {
 	l.mu.Lock()
@@ -141,11 +150,11 @@ func (l *Ledger) Lines() []event.Line {
 }
 
 // Incomplete names each stream that has a flaw, or that ended without eof
-// though nobody killed the process.
+// though nobody killed the process, and what was lost on the way.
 func (l *Ledger) Incomplete() []string {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	var all []string
+	all := slices.Clone(l.missed)
 	deaths := map[string]int{}
 	for _, at := range l.order {
 		s := l.lives[at]

@@ -276,23 +276,26 @@ func (w *World) Settle() *Verdict {
 	w.tell("until all is quiet")
 	ctx, cancel := context.WithTimeout(w.ctx, w.slow*settleWithin)
 	defer cancel()
-	restless := w.rest(ctx)
+	left, err := w.rest(ctx)
+	w.must(err, "wait until all is quiet")
 	w.tell("the verdict")
 	w.end()
+	w.ledger.Missed(w.room.Missed()...)
 	v := judge(w.ledger)
 	w.verdict = v
-	if restless != nil {
-		v.That(ComesToRest, false, "%v", restless)
+	if left != "" {
+		v.broken = append(v.broken, Breach{Promise: ComesToRest, What: fmt.Sprintf("after %s: %s; still open: %s", w.slow*settleWithin, left, w.ledger.Open())})
 	}
 	return v
 }
 
-// rest returns nil when the clients have ended and two looks in a row, apart,
-// found the queues empty and nothing new in the ledger.
-func (w *World) rest(ctx context.Context) error {
+// rest returns when the clients have ended and two looks in a row, apart, found
+// the queues empty and nothing new in the ledger. What is left in them when
+// patience ends was seen there; that it could not be seen is an error.
+func (w *World) rest(ctx context.Context) (left string, err error) {
 	for _, c := range w.clients {
 		if _, err := c.Wait(ctx); err != nil {
-			return fmt.Errorf("%s has not ended: %w", c.Name(), err)
+			return "", fmt.Errorf("%s has not ended: %w", c.Name(), err)
 		}
 	}
 	before := -1
@@ -300,15 +303,18 @@ func (w *World) rest(ctx context.Context) error {
 		now := len(w.ledger.Lines())
 		queued, err := w.queued(ctx)
 		switch {
+		case err != nil && ctx.Err() != nil && left != "":
+			return left, nil
 		case err != nil:
-			return err
+			return "", err
 		case queued == "" && now == before:
-			return nil
+			return "", nil
 		case queued == "":
 			before = now
 		default:
 			before = -1
 		}
+		left = queued
 		pause := look
 		if len(w.ledger.Lost()) > 0 {
 			pause = lookLong
@@ -316,7 +322,10 @@ func (w *World) rest(ctx context.Context) error {
 		select {
 		case <-time.After(w.slow * pause):
 		case <-ctx.Done():
-			return fmt.Errorf("after %s: %s; still open: %s", w.slow*settleWithin, queued, w.ledger.Open())
+			if left == "" {
+				return "", fmt.Errorf("lines still come: %w", ctx.Err())
+			}
+			return left, nil
 		}
 	}
 }

@@ -43,10 +43,11 @@ type Room interface {
 	// AdminURL is one with every right in the room's virtual host.
 	AdminURL() string
 	Queue(ctx context.Context, name string) (QueueState, error)
-	// Disturbances tells what befell the room, its broker or the reading of its
-	// lines though no scenario asked for it. After one nothing that went wrong
-	// counts against a promise.
+	// Disturbances tells what befell the room or its broker though no scenario
+	// asked for it. After one nothing that went wrong counts against a promise.
 	Disturbances() []string
+	// Missed tells which lines were lost between a process and the lab.
+	Missed() []string
 	Close(ctx context.Context) error
 }
 

@@ -45,9 +45,7 @@ func (r *Room) take(pod, name string) *occupant {
 	}
 	r.s.pods.watch(pod, o.see)
 	o.see(r.s.pods.get(pod))
-	o.log = follow(r.ctx, r.s.pods, pod, o.sorter.take, func(life int) {
-		r.s.pods.tell("the log of life %d of pod %s was gone before all of it was read", life+1, pod)
-	})
+	o.log = follow(r.ctx, r.s.pods, pod, o.sorter.take, func(life int) { r.miss(pod, life) })
 	return o
 }
 

@@ -143,13 +143,6 @@ func (p *pods) change(pod *corev1.Pod) {
 	p.changed = make(chan struct{})
 }
 
-// tell adds a disturbance of another kind.
-func (p *pods) tell(format string, args ...any) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.told = append(p.told, fmt.Sprintf(format, args...))
-}
-
 // disturbances are those after the first n.
 func (p *pods) disturbances(n int) []string {
 	p.mu.Lock()

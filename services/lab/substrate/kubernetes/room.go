@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -36,6 +37,7 @@ type Room struct {
 
 	linesMu sync.Mutex
 	lines   func(event.Line)
+	missed  []string
 
 	links     atomic.Int32
 	mu        sync.Mutex
@@ -85,6 +87,19 @@ func (r *Room) Queue(ctx context.Context, name string) (substrate.QueueState, er
 
 // Disturbances are what happened to pods of the room or the release.
 func (r *Room) Disturbances() []string { return r.s.pods.disturbances(r.told) }
+
+// Missed are the lives whose logs were gone too soon.
+func (r *Room) Missed() []string {
+	r.linesMu.Lock()
+	defer r.linesMu.Unlock()
+	return slices.Clone(r.missed)
+}
+
+func (r *Room) miss(pod string, life int) {
+	r.linesMu.Lock()
+	defer r.linesMu.Unlock()
+	r.missed = append(r.missed, fmt.Sprintf("pod %s: the log of life %d was gone before all of it was read", pod, life+1))
+}
 
 // Start starts a service in a pod of its own.
 func (r *Room) Start(ctx context.Context, svc substrate.Service) (substrate.Process, error) {

@@ -126,6 +126,9 @@ func (r *Room) Queue(ctx context.Context, name string) (substrate.QueueState, er
 // Disturbances are none: nobody else knows of what runs in the room.
 func (r *Room) Disturbances() []string { return nil }
 
+// Missed is none: the lab holds the pipes.
+func (r *Room) Missed() []string { return nil }
+
 // Start starts a service as a child process.
 func (r *Room) Start(ctx context.Context, svc substrate.Service) (substrate.Process, error) {
 	program, err := r.s.binaries.path(ctx, svc.Kind)

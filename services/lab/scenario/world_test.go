@@ -1,0 +1,85 @@
+package scenario
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"testing"
+	"time"
+
+	"warren.example/lab/ledger"
+	"warren.example/lab/substrate"
+	"warren.example/messaging/contract"
+	"warren.example/messaging/event"
+)
+
+// someRoom has one queue, and may have lost lines.
+type someRoom struct {
+	substrate.Room
+	queue  func(context.Context) (substrate.QueueState, error)
+	missed []string
+}
+
+func (r someRoom) Queue(ctx context.Context, _ string) (substrate.QueueState, error) {
+	return r.queue(ctx)
+}
+func (r someRoom) Missed() []string { return r.missed }
+
+// deaf is a client whose end nobody hears of.
+type deaf struct{ substrate.Process }
+
+func (deaf) Name() string { return "client-0" }
+func (deaf) Wait(ctx context.Context) (substrate.Exit, error) {
+	<-ctx.Done()
+	return substrate.Exit{}, ctx.Err()
+}
+
+// Only what was seen in a queue is a breach: a look that fails, or lines that
+// are lost, make the run worth nothing, whatever else was shown.
+func TestSettle(t *testing.T) {
+	empty := func(context.Context) (substrate.QueueState, error) { return substrate.QueueState{}, nil }
+	full := func(context.Context) (substrate.QueueState, error) { return substrate.QueueState{Ready: 1}, nil }
+	looks := 0
+	for name, tc := range map[string]struct {
+		room    someRoom
+		clients []substrate.Process
+		want    Word
+		why     string
+	}{
+		"all is quiet":            {someRoom{queue: empty}, nil, Held, ""},
+		"a queue is never empty":  {someRoom{queue: full}, nil, Broken, ComesToRest},
+		"a client that hangs":     {someRoom{queue: empty}, []substrate.Process{deaf{}}, Inconclusive, "client-0 has not ended"},
+		"a look that is refused":  {someRoom{queue: func(context.Context) (substrate.QueueState, error) { return substrate.QueueState{}, errors.New("401") }}, nil, Inconclusive, "401"},
+		"a log that was not read": {someRoom{queue: empty, missed: []string{"the log of life 1"}}, nil, Inconclusive, "the log of life 1"},
+		"the last look is cut short, and the one before saw what is left": {someRoom{queue: func(ctx context.Context) (substrate.QueueState, error) {
+			if looks++; looks == 1 {
+				return substrate.QueueState{Unacked: 1}, nil
+			}
+			<-ctx.Done()
+			return substrate.QueueState{}, ctx.Err()
+		}}, nil, Broken, "1 unacked"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+			defer cancel()
+			w := &World{ctx: ctx, room: tc.room, ledger: lines(event.Publishing, event.Confirmed, event.Refused, event.EOF), slow: 1,
+				tell: func(string) {}, queues: []string{contract.RequestQueue}}
+			for _, p := range tc.clients {
+				w.clients = append(w.clients, &Client{w, p})
+			}
+			p := played{}
+			func() {
+				defer func() {
+					if why, stopped := recover().(stop); stopped {
+						p.err = why.err
+					}
+				}()
+				p.verdict = w.Settle()
+				p.verdict.None("ok", ledger.Set{})
+			}()
+			if got, why := p.word(); got != tc.want || !strings.Contains(why, tc.why) {
+				t.Errorf("got %s: %s, want %s with %q", got, why, tc.want, tc.why)
+			}
+		})
+	}
+}
