@@ -15,6 +15,7 @@ import (
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/types"
 
 	"warren.example/lab/substrate"
@@ -168,7 +169,7 @@ func (b *Broker) Crash(ctx context.Context, node int) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, crashTime)
 	defer cancel()
-	b.s.pods.order(pod, true)
+	b.s.pods.crash(pod, true)
 	life := restarts(pod)
 	_, asked := b.s.tunnel.exec(ctx, pod, nil, "sh", "-c", killBeam) // the shell may die with it
 	var death *corev1.ContainerStateTerminated
@@ -189,15 +190,10 @@ func (b *Broker) Crash(ctx context.Context, node int) error {
 
 // Start returns when a node answers again.
 func (b *Broker) Start(ctx context.Context, node int) error {
-	pod, err := b.node(node)
-	if err != nil {
+	if _, err := b.node(node); err != nil {
 		return err
 	}
-	if err := b.awaitCluster(ctx); err != nil {
-		return err
-	}
-	b.s.pods.order(pod, false)
-	return nil
+	return b.awaitCluster(ctx)
 }
 
 // CrashAll ends every node at once. Before they are up again it scales the
@@ -249,7 +245,7 @@ func (b *Broker) scale(ctx context.Context, nodes int) error {
 
 // Roll restarts one node after the other, and returns when the last is back.
 func (b *Broker) Roll(ctx context.Context) error {
-	defer b.s.pods.work(b.s.Release)()
+	defer b.s.pods.replace(b.s.pods.list(labels.Set{instance: b.s.Release, component: "rabbitmq"}))()
 	patch := fmt.Sprintf(`{"spec":{"template":{"metadata":{"annotations":{"warren.example/rolled":%q}}}}}`, time.Now().Format(time.RFC3339Nano))
 	sets := b.s.client.AppsV1().StatefulSets(b.s.Namespace)
 	if _, err := sets.Patch(ctx, b.set, types.StrategicMergePatchType, []byte(patch), metav1.PatchOptions{}); err != nil {
@@ -268,6 +264,8 @@ func (b *Broker) Roll(ctx context.Context) error {
 	}
 }
 
+// awaitCluster returns when all nodes are back; what befalls them from then on is
+// no longer the lab's doing.
 func (b *Broker) awaitCluster(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, bootTime)
 	defer cancel()
@@ -279,6 +277,11 @@ func (b *Broker) awaitCluster(ctx context.Context) error {
 	for {
 		err := b.whole(ctx)
 		if err == nil {
+			for i := range b.nodes {
+				if pod := b.s.pods.get(b.pod(i)); pod != nil {
+					b.s.pods.crash(pod, false)
+				}
+			}
 			return nil
 		}
 		select {

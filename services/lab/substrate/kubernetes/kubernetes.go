@@ -85,7 +85,7 @@ func New(ctx context.Context, o Options) (_ *Substrate, err error) {
 	if err := s.findTemplates(ctx); err != nil {
 		return nil, err
 	}
-	if s.pods, err = watchPods(ctx, client, o.Namespace, o.Release); err != nil {
+	if s.pods, err = watchPods(ctx, client, o.Namespace, o.Release, "lab-"+s.id+"-"); err != nil {
 		return nil, err
 	}
 	defer func() {

@@ -191,7 +191,7 @@ func TestFollow(t *testing.T) {
 			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 			defer cancel()
 			k := newKubelet(t, tc.log)
-			p, err := watchPods(ctx, k.client, namespace, "warren")
+			p, err := watchPods(ctx, k.client, namespace, "warren", "room")
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -214,7 +214,7 @@ func TestFollow(t *testing.T) {
 // Whoever closes a room waits for this, also when the pod could not be ended.
 func TestFollowEndsWithItsContext(t *testing.T) {
 	k := newKubelet(t, "abcd")
-	p, err := watchPods(t.Context(), k.client, namespace, "warren")
+	p, err := watchPods(t.Context(), k.client, namespace, "warren", "room")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -267,40 +267,75 @@ func TestSorter(t *testing.T) {
 }
 
 // What happens to pods that the lab did not order is told once; what it ordered
-// is not.
+// is not, but whoever takes a pod's time to drain away is told all the same.
 func TestDisturbances(t *testing.T) {
-	pod := func(name, of string, restarts int32) *corev1.Pod {
-		return &corev1.Pod{
-			ObjectMeta: metav1.ObjectMeta{Name: name, Namespace: namespace, UID: "uid-" + "1", Labels: map[string]string{partOf: suite, instance: of}},
-			Status:     corev1.PodStatus{ContainerStatuses: []corev1.ContainerStatus{{RestartCount: restarts, State: running()}}},
+	pod := func(of string, change ...func(*corev1.Pod)) *corev1.Pod {
+		p := &corev1.Pod{
+			ObjectMeta: metav1.ObjectMeta{Name: "it", Namespace: namespace, UID: "1", Labels: map[string]string{partOf: suite, instance: of}},
+			Spec:       corev1.PodSpec{TerminationGracePeriodSeconds: new(int64(30))},
+			Status:     corev1.PodStatus{ContainerStatuses: []corev1.ContainerStatus{{State: running()}}},
 		}
-	}
-	deleted := func(p *corev1.Pod) *corev1.Pod {
-		now := metav1.Now()
-		p.DeletionTimestamp = &now
+		for _, f := range change {
+			f(p)
+		}
 		return p
 	}
-	starved := func(p *corev1.Pod) *corev1.Pod {
+	deleted := func(grace int64) func(*corev1.Pod) {
+		return func(p *corev1.Pod) { p.DeletionTimestamp, p.DeletionGracePeriodSeconds = new(metav1.Now()), &grace }
+	}
+	restarted := func(p *corev1.Pod) { p.Status.ContainerStatuses[0].RestartCount++ }
+	over := func(p *corev1.Pod) { p.Status.ContainerStatuses[0].State = dead(0) }
+	another := func(p *corev1.Pod) { p.UID = "2" }
+	starved := func(p *corev1.Pod) {
+		restarted(p)
 		p.Status.ContainerStatuses[0].LastTerminationState = corev1.ContainerState{Terminated: &corev1.ContainerStateTerminated{ExitCode: killedCode, Reason: "OOMKilled"}}
-		return p
 	}
+	crash := func(p *pods) { p.crash(pod(""), true) }
+	end := func(p *pods) { p.end(pod("")) }
+	replace := func(p *pods) { p.replace([]*corev1.Pod{pod("")}) }
+	const wasDeleted = "pod it was deleted, and not by the lab"
 	for name, tc := range map[string]struct {
-		before, now *corev1.Pod
-		ordered     bool
-		want        string // empty: nothing is told
+		ordered func(*pods)
+		seen    []*corev1.Pod // one state after the other; nil: it is gone
+		want    string        // empty: nothing is told
 	}{
-		"a service dies and starts again": {pod("server-0", "room", 0), pod("server-0", "room", 1), false, ""},
-		"a service is deleted":            {pod("server-0", "room", 0), deleted(pod("server-0", "room", 0)), false, "pod server-0 was deleted, and not by the lab"},
-		"by the lab":                      {pod("server-0", "room", 0), deleted(pod("server-0", "room", 0)), true, ""},
-		"a service without memory":        {pod("server-0", "room", 0), starved(pod("server-0", "room", 1)), false, "pod server-0 ran out of memory, and not by the lab"},
-		"a broker node restarts":          {pod("warren-rabbitmq-0", "warren", 0), pod("warren-rabbitmq-0", "warren", 1), false, "pod warren-rabbitmq-0 restarted (1), and not by the lab"},
-		"crashed by the lab":              {pod("warren-rabbitmq-0", "warren", 0), pod("warren-rabbitmq-0", "warren", 1), true, ""},
+		"a service dies and starts again":             {nil, []*corev1.Pod{pod("room-1"), pod("room-1", restarted)}, ""},
+		"a service is deleted":                        {nil, []*corev1.Pod{pod("room-1"), pod("room-1", deleted(30)), nil}, wasDeleted},
+		"by the lab":                                  {end, []*corev1.Pod{pod("room-1"), pod("room-1", deleted(3)), nil}, ""},
+		"a service without memory":                    {end, []*corev1.Pod{pod("room-1"), pod("room-1", starved)}, "pod it ran out of memory, and not by the lab"},
+		"a broker node restarts":                      {nil, []*corev1.Pod{pod("warren"), pod("warren", restarted)}, "pod it restarted (1), and not by the lab"},
+		"crashed by the lab":                          {crash, []*corev1.Pod{pod("warren"), pod("warren", restarted)}, ""},
+		"crashed by the lab, deleted by somebody":     {crash, []*corev1.Pod{pod("warren"), pod("warren", deleted(30))}, wasDeleted},
+		"crashed by the lab, and back":                {func(p *pods) { crash(p); p.crash(pod(""), false) }, []*corev1.Pod{pod("warren"), pod("warren", restarted)}, "pod it restarted (1), and not by the lab"},
+		"replaced":                                    {replace, []*corev1.Pod{pod("warren"), pod("warren", deleted(30)), pod("warren", deleted(30), over), pod("warren", deleted(0), over), nil}, ""},
+		"replaced before it ran":                      {replace, []*corev1.Pod{pod("warren", over), pod("warren", deleted(0), over), nil}, ""},
+		"to be replaced, deleted by force":            {replace, []*corev1.Pod{pod("warren"), pod("warren", deleted(0)), nil}, wasDeleted},
+		"to be replaced, gone with nothing before it": {replace, []*corev1.Pod{pod("warren"), nil}, wasDeleted},
+		"drains, deleted by force":                    {replace, []*corev1.Pod{pod("warren"), pod("warren", deleted(30)), pod("warren", deleted(0))}, wasDeleted},
+		"another than was to be replaced":             {replace, []*corev1.Pod{pod("warren", another), pod("warren", another, deleted(30))}, wasDeleted},
+		"was to be replaced, and was not":             {func(p *pods) { p.replace([]*corev1.Pod{pod("")})() }, []*corev1.Pod{pod("warren"), pod("warren", deleted(30))}, wasDeleted},
+		"leaves when all the others are replaced": {func(p *pods) {
+			done := p.replace([]*corev1.Pod{pod("")})
+			p.see(pod("warren"), pod("warren", deleted(30)))
+			done()
+		}, []*corev1.Pod{pod("warren", deleted(30)), pod("warren", deleted(0), over), nil}, ""},
+		"another has its name, and nobody saw how": {nil, []*corev1.Pod{pod("warren", restarted), pod("warren", another)}, wasDeleted},
+		"another lab's": {nil, []*corev1.Pod{pod("elsewhere"), pod("elsewhere", deleted(0)), nil}, ""},
 	} {
-		p := newPods(nil, namespace, "warren")
-		p.order(tc.before, tc.ordered)
-		p.see(nil, tc.before)
-		p.see(tc.before, tc.now)
-		p.see(tc.now, tc.now)
+		p := newPods(nil, namespace, "warren", "room-")
+		if tc.ordered != nil {
+			tc.ordered(p)
+		}
+		var before *corev1.Pod
+		for _, now := range tc.seen {
+			if now == nil {
+				p.gone(before)
+				break
+			}
+			p.see(before, now)
+			p.see(now, now)
+			before = now
+		}
 		if got := strings.Join(p.disturbances(0), "; "); got != tc.want {
 			t.Errorf("%s: %q, want %q", name, got, tc.want)
 		}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 
 	corev1 "k8s.io/api/core/v1"
@@ -31,31 +32,32 @@ type pods struct {
 	client    kubernetes.Interface
 	namespace string
 	release   string
+	rooms     string // begins the names of this lab's rooms, and of releases in them
 
 	stop     chan struct{}
 	informer cache.SharedIndexInformer
 
 	mu      sync.Mutex
 	changed chan struct{}                 // closed and replaced at every change
-	ordered map[types.UID]bool            // what happens to these is the lab's doing
-	working map[string]int                // likewise to pods of these releases, for a while
-	charts  map[string]bool               // releases of rooms
+	dying   map[types.UID]bool            // restarts of these are the lab's doing
+	ending  map[types.UID]bool            // however these end, it is
+	leaving map[types.UID]bool            // their end in peace is; true once it has begun
 	noted   map[types.UID]map[string]bool // a disturbance is told once
 	told    []string                      // disturbances
 	watched map[string]func(*corev1.Pod)  // by pod
 	met     map[string]func(*corev1.Pod)  // by release: called for each of its pods
 }
 
-func newPods(client kubernetes.Interface, namespace, release string) *pods {
+func newPods(client kubernetes.Interface, namespace, release, rooms string) *pods {
 	return &pods{
-		client: client, namespace: namespace, release: release, stop: make(chan struct{}), changed: make(chan struct{}),
-		ordered: map[types.UID]bool{}, working: map[string]int{}, charts: map[string]bool{}, noted: map[types.UID]map[string]bool{}, watched: map[string]func(*corev1.Pod){}, met: map[string]func(*corev1.Pod){},
+		client: client, namespace: namespace, release: release, rooms: rooms, stop: make(chan struct{}), changed: make(chan struct{}),
+		dying: map[types.UID]bool{}, ending: map[types.UID]bool{}, leaving: map[types.UID]bool{}, noted: map[types.UID]map[string]bool{}, watched: map[string]func(*corev1.Pod){}, met: map[string]func(*corev1.Pod){},
 	}
 }
 
 // watchPods returns when the pods that there are, are known.
-func watchPods(ctx context.Context, client kubernetes.Interface, namespace, release string) (*pods, error) {
-	p := newPods(client, namespace, release)
+func watchPods(ctx context.Context, client kubernetes.Interface, namespace, release, rooms string) (*pods, error) {
+	p := newPods(client, namespace, release, rooms)
 	// An informer lists and watches again by itself when the API server was away.
 	factory := informers.NewSharedInformerFactoryWithOptions(client, 0, informers.WithNamespace(namespace),
 		informers.WithTweakListOptions(func(o *metav1.ListOptions) { o.LabelSelector = partOf + "=" + suite }))
@@ -89,8 +91,12 @@ func (p *pods) close() { close(p.stop) }
 func (p *pods) see(before, now *corev1.Pod) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if before != nil && before.UID != now.UID { // the watch missed the end of one, and another has its name
+		p.deleted(before)
+		before = nil
+	}
 	if now.DeletionTimestamp != nil {
-		p.note(now, "was deleted")
+		p.deleted(now)
 	}
 	if now.Status.Reason == "Evicted" {
 		p.note(now, "was evicted: "+now.Status.Message)
@@ -103,7 +109,7 @@ func (p *pods) see(before, now *corev1.Pod) {
 		}
 	}
 	// Services die and start again as scenarios want; broker and database do not.
-	if now.Labels[instance] == p.release && before != nil && restarts(now) > restarts(before) {
+	if now.Labels[instance] == p.release && !p.dying[now.UID] && before != nil && restarts(now) > restarts(before) {
 		p.note(now, fmt.Sprintf("restarted (%d)", restarts(now)))
 	}
 	p.change(now)
@@ -112,16 +118,40 @@ func (p *pods) see(before, now *corev1.Pod) {
 func (p *pods) gone(pod *corev1.Pod) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.note(pod, "was deleted")
+	p.deleted(pod)
 	p.change(pod)
+}
+
+// deleted notes that a pod goes or is gone; the caller holds the lock. Of one
+// that was to leave it notes only what takes its time to drain away.
+func (p *pods) deleted(pod *corev1.Pod) {
+	_, leaves := p.leaving[pod.UID]
+	switch {
+	case p.ending[pod.UID]:
+	case leaves && inPeace(pod):
+		p.leaving[pod.UID] = true
+	default:
+		p.note(pod, "was deleted")
+	}
+}
+
+// inPeace says whether a pod that goes has its own time to drain. The kubelet
+// itself takes that away, when the container has ended.
+func inPeace(pod *corev1.Pod) bool {
+	own, left := pod.Spec.TerminationGracePeriodSeconds, pod.DeletionGracePeriodSeconds
+	return own != nil && left != nil && *left == *own || pod.DeletionTimestamp != nil && status(pod).State.Running == nil
+}
+
+// ours says whether a pod is the release's or in a room of this lab: another
+// lab's are its own affair.
+func (p *pods) ours(pod *corev1.Pod) bool {
+	of := pod.Labels[instance]
+	return of == p.release || strings.HasPrefix(of, p.rooms)
 }
 
 // note records a disturbance once; the caller holds the lock.
 func (p *pods) note(pod *corev1.Pod, what string) {
-	if p.working[pod.Labels[instance]] > 0 {
-		p.ordered[pod.UID] = true // and what follows from it later
-	}
-	if p.ordered[pod.UID] || p.noted[pod.UID][what] {
+	if !p.ours(pod) || p.noted[pod.UID][what] {
 		return
 	}
 	if p.noted[pod.UID] == nil {
@@ -150,23 +180,36 @@ func (p *pods) disturbances(n int) []string {
 	return slices.Clone(p.told[n:])
 }
 
-// order says that what happens to the pod from now on is the lab's doing.
-func (p *pods) order(pod *corev1.Pod, ours bool) {
+// crash says whether the pod's restarts are the lab's doing from now on.
+func (p *pods) crash(pod *corev1.Pod, ours bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.ordered[pod.UID] = ours
+	p.dying[pod.UID] = ours
 }
 
-// work says that what happens to a release's pods until done is called is the
-// lab's doing.
-func (p *pods) work(release string) (done func()) {
+// end says that the pod's end is the lab's doing.
+func (p *pods) end(pod *corev1.Pod) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.working[release]++
+	p.ending[pod.UID] = true
+}
+
+// replace says that until done is called whoever keeps these pods running takes
+// them away on the lab's behalf, in peace.
+func (p *pods) replace(these []*corev1.Pod) (done func()) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, pod := range these {
+		p.leaving[pod.UID] = false
+	}
 	return func() {
 		p.mu.Lock()
 		defer p.mu.Unlock()
-		p.working[release]--
+		for _, pod := range these {
+			if !p.leaving[pod.UID] {
+				delete(p.leaving, pod.UID)
+			}
+		}
 	}
 }
 
@@ -184,15 +227,14 @@ func (p *pods) unwatch(name string) {
 	delete(p.watched, name)
 }
 
-// watchRelease has f called for the pods of a room's release, whose pods count
-// as ours from now on.
+// watchRelease has f called for the pods of a room's release.
 func (p *pods) watchRelease(release string, f func(*corev1.Pod)) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.charts[release], p.met[release] = true, f
+	p.met[release] = f
 }
 
-// unwatchRelease ends it; the pods are ours still.
+// unwatchRelease ends it.
 func (p *pods) unwatchRelease(release string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -243,14 +285,12 @@ func (p *pods) awaitAny(ctx context.Context, is func() bool) error {
 	}
 }
 
-// guard refuses a pod that is neither the release's nor a room's: roles cannot
-// select by label, so this is what keeps the lab from others' pods.
+// guard refuses a pod that is neither the release's nor a room's, of a lab that
+// was killed included: roles cannot select by label, so this is what keeps the
+// lab from others' pods.
 func (p *pods) guard(pod *corev1.Pod) error {
 	l := pod.Labels
-	p.mu.Lock()
-	ours := l[instance] == p.release || l[roomLabel] != "" || p.charts[l[instance]]
-	p.mu.Unlock()
-	if l[partOf] != suite || !ours {
+	if l[partOf] != suite || !p.ours(pod) && l[roomLabel] == "" {
 		return fmt.Errorf("pod %s: labels %s=%s, %s=%s: neither of release %s nor in a room of a lab; left alone",
 			pod.Name, partOf, l[partOf], instance, l[instance], p.release)
 	}
@@ -263,7 +303,7 @@ func (p *pods) remove(ctx context.Context, pod *corev1.Pod, grace *int64) error 
 	if err := p.guard(pod); err != nil {
 		return err
 	}
-	p.order(pod, true)
+	p.end(pod)
 	err := p.client.CoreV1().Pods(p.namespace).Delete(ctx, pod.Name, metav1.DeleteOptions{
 		GracePeriodSeconds: grace, Preconditions: &metav1.Preconditions{UID: &pod.UID},
 	})

@@ -122,17 +122,18 @@ func TestRoomName(t *testing.T) {
 
 // Roles cannot select by label: this is what keeps the lab from others' pods.
 func TestGuard(t *testing.T) {
-	p := &pods{release: "warren"}
+	p := &pods{release: "warren", rooms: "lab-me-"}
 	for name, tc := range map[string]struct {
 		labels map[string]string
 		ours   bool
 	}{
-		"the release's broker":    {map[string]string{partOf: suite, instance: "warren"}, true},
-		"a pod in a room":         {map[string]string{partOf: suite, instance: "lab-x-1-poison", roomLabel: "lab-x-1-poison"}, true},
-		"another release":         {map[string]string{partOf: suite, instance: "production"}, false},
-		"somebody else's":         {map[string]string{instance: "warren"}, false},
-		"somebody else's, a room": {map[string]string{roomLabel: "x"}, false},
-		"no labels":               {nil, false},
+		"the release's broker":      {map[string]string{partOf: suite, instance: "warren"}, true},
+		"a pod in a room":           {map[string]string{partOf: suite, instance: "lab-x-1-poison", roomLabel: "lab-x-1-poison"}, true},
+		"a pod of a room's release": {map[string]string{partOf: suite, instance: "lab-me-1-server"}, true},
+		"another release":           {map[string]string{partOf: suite, instance: "production"}, false},
+		"somebody else's":           {map[string]string{instance: "warren"}, false},
+		"somebody else's, a room":   {map[string]string{roomLabel: "x"}, false},
+		"no labels":                 {nil, false},
 	} {
 		err := p.guard(&corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: "it", Labels: tc.labels}})
 		if (err == nil) != tc.ours {

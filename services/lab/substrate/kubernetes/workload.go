@@ -120,7 +120,6 @@ func (w *Workload) databaseSecret(ctx context.Context) error {
 
 // helm installs the release, or upgrades it.
 func (w *Workload) helm(ctx context.Context) error {
-	defer w.room.s.pods.work(w.release)()
 	root, err := host.Repository()
 	if err != nil {
 		return err
@@ -298,7 +297,7 @@ func (w *Workload) WaitReady(ctx context.Context) error {
 
 // Scale returns when there are so many pods, and all ready.
 func (w *Workload) Scale(ctx context.Context, replicas int) error {
-	defer w.room.s.pods.work(w.release)()
+	defer w.room.s.pods.replace(w.serving())()
 	w.replicas = replicas
 	if err := w.helm(ctx); err != nil {
 		return fmt.Errorf("scale %s to %d: %w", w.release, replicas, err)
@@ -308,9 +307,9 @@ func (w *Workload) Scale(ctx context.Context, replicas int) error {
 
 // Upgrade changes settings.
 func (w *Workload) Upgrade(ctx context.Context, env map[string]string) error {
-	defer w.room.s.pods.work(w.release)()
 	maps.Copy(w.env, env)
 	old := w.serving()
+	defer w.room.s.pods.replace(old)()
 	if err := w.helm(ctx); err != nil {
 		return fmt.Errorf("upgrade %s: %w", w.release, err)
 	}
@@ -355,7 +354,7 @@ func (w *Workload) Move(ctx context.Context, pod substrate.Process) (err error) 
 
 // close uninstalls the release and waits for its pods.
 func (w *Workload) close(ctx context.Context) error {
-	defer w.room.s.pods.work(w.release)()
+	defer w.room.s.pods.replace(w.serving())()
 	w.room.s.pods.unwatchRelease(w.release)
 	_, err := w.room.s.Cluster.Helm(ctx, "uninstall", w.release, "--ignore-not-found")
 	errs := []error{err, w.room.s.clear(ctx, labels.Set{partOf: suite, instance: w.release})}
@@ -419,17 +418,30 @@ func (s *Substrate) StopMachine(ctx context.Context, name string) error {
 	if !s.Own {
 		return fmt.Errorf("stop machine %s: not the lab's own: %w", name, substrate.ErrUnsupported)
 	}
-	for _, p := range s.pods.list(labels.Set{partOf: suite}) {
-		if p.Spec.NodeName == name {
-			s.pods.order(p, true)
-		}
+	for _, p := range s.on(name) {
+		s.pods.crash(p, true)
 	}
 	return s.Cluster.StopNode(ctx, name)
 }
 
-// StartMachine switches it on again.
+// on is the release's pods on a machine.
+func (s *Substrate) on(name string) []*corev1.Pod {
+	return slices.DeleteFunc(s.pods.list(labels.Set{partOf: suite, instance: s.Release}), func(p *corev1.Pod) bool { return p.Spec.NodeName != name })
+}
+
+// StartMachine switches it on again and returns when the release's pods on it are
+// back: what befalls them from then on is no longer the lab's doing.
 func (s *Substrate) StartMachine(ctx context.Context, name string) error {
-	return s.Cluster.StartNode(ctx, name)
+	if err := s.Cluster.StartNode(ctx, name); err != nil {
+		return err
+	}
+	for _, p := range s.on(name) {
+		if err := s.pods.await(ctx, p.Name, func(now *corev1.Pod) bool { return now == nil || now.UID != p.UID || ready(now) }); err != nil {
+			return fmt.Errorf("wait for pod %s: %w", p.Name, err)
+		}
+		s.pods.crash(p, false)
+	}
+	return nil
 }
 
 // cordon closes a machine to new pods, or opens it.
