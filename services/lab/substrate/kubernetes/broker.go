@@ -89,11 +89,11 @@ func newBroker(ctx context.Context, s *Substrate) (_ *Broker, err error) {
 
 // nodesOf is how many nodes the broker has when it is not scaled to zero.
 func nodesOf(set *appsv1.StatefulSet) int {
-	if n, err := strconv.Atoi(set.Annotations[nodesKept]); err == nil {
-		return n
-	}
-	if set.Spec.Replicas == nil {
+	switch n, err := strconv.Atoi(set.Annotations[nodesKept]); {
+	case set.Spec.Replicas == nil:
 		return 1
+	case *set.Spec.Replicas == 0 && err == nil:
+		return n
 	}
 	return int(*set.Spec.Replicas)
 }
@@ -232,10 +232,14 @@ func (b *Broker) StartAll(ctx context.Context) error {
 	return b.awaitCluster(ctx)
 }
 
-// scale keeps the number of nodes on the StatefulSet, for a lab that comes
-// after one that was killed.
+// scale keeps the number of nodes on the StatefulSet while there are others, for
+// a lab that comes after one that was killed.
 func (b *Broker) scale(ctx context.Context, nodes int) error {
-	patch := fmt.Sprintf(`{"metadata":{"annotations":{%q:"%d"}},"spec":{"replicas":%d}}`, nodesKept, b.nodes, nodes)
+	keep := "null"
+	if nodes != b.nodes {
+		keep = strconv.Quote(strconv.Itoa(b.nodes))
+	}
+	patch := fmt.Sprintf(`{"metadata":{"annotations":{%q:%s}},"spec":{"replicas":%d}}`, nodesKept, keep, nodes)
 	_, err := b.s.client.AppsV1().StatefulSets(b.s.Namespace).Patch(ctx, b.set, types.StrategicMergePatchType, []byte(patch), metav1.PatchOptions{})
 	if err != nil {
 		return fmt.Errorf("scale StatefulSet %s to %d: %w", b.set, nodes, err)

@@ -13,6 +13,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"regexp"
 	"strings"
 	"sync"
 
@@ -162,23 +163,54 @@ func (s *Substrate) auditorToken(ctx context.Context) (string, error) {
 	return token, err
 }
 
+// byRoom begins the name of whatever belongs to a room of some lab.
+const byRoom = "^lab-[a-z0-9]{5}-[0-9]+-"
+
 // sweep removes what a lab left that was killed.
 func (s *Substrate) sweep(ctx context.Context) error {
-	left, err := labels.Parse(roomLabel)
-	if err != nil {
-		return err
-	}
-	list, err := s.client.CoreV1().Pods(s.Namespace).List(ctx, metav1.ListOptions{LabelSelector: left.String()})
-	if err != nil {
-		return err
-	}
+	left := metav1.ListOptions{LabelSelector: roomLabel}
 	errs := []error{s.sweepReleases(ctx)}
+	list, err := s.client.CoreV1().Pods(s.Namespace).List(ctx, left)
+	if err != nil {
+		return errors.Join(append(errs, err)...)
+	}
 	rooms := map[string]bool{}
 	for _, pod := range list.Items {
 		rooms[pod.Labels[roomLabel]] = true
 	}
 	for room := range rooms {
-		errs = append(errs, s.clear(ctx, labels.Set{roomLabel: room}), s.broker.remove(ctx, room))
+		errs = append(errs, s.clear(ctx, labels.Set{roomLabel: room}))
+	}
+	secrets, err := s.client.CoreV1().Secrets(s.Namespace).List(ctx, left)
+	if err != nil {
+		return errors.Join(append(errs, err)...)
+	}
+	for _, secret := range secrets.Items {
+		errs = append(errs, ignoreNotFound(s.client.CoreV1().Secrets(s.Namespace).Delete(ctx, secret.Name, metav1.DeleteOptions{})))
+	}
+	return errors.Join(append(errs, s.sweepVhosts(ctx), s.sweepDatabases(ctx), s.sweepMachines(ctx))...)
+}
+
+func (s *Substrate) sweepVhosts(ctx context.Context) error {
+	var all []struct{ Name string }
+	errs := []error{s.broker.api.Get(ctx, "vhosts", &all)}
+	for _, v := range all {
+		if regexp.MustCompile(byRoom).MatchString(v.Name) {
+			errs = append(errs, s.broker.remove(ctx, v.Name))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// sweepMachines opens the machines that a lab has closed.
+func (s *Substrate) sweepMachines(ctx context.Context) error {
+	nodes, err := s.client.CoreV1().Nodes().List(ctx, metav1.ListOptions{LabelSelector: closedByLab})
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, n := range nodes.Items {
+		errs = append(errs, s.cordon(ctx, n.Name, false))
 	}
 	return errors.Join(errs...)
 }
@@ -245,7 +277,7 @@ func (s *Substrate) Close(ctx context.Context) error {
 	}
 	s.mu.Unlock()
 	var errs []error
-	if s.broker != nil && len(rooms) > 0 { // a room's virtual host goes by a broker that answers
+	if s.broker != nil {
 		errs = append(errs, s.broker.scale(ctx, s.broker.nodes))
 	}
 	for _, r := range rooms {

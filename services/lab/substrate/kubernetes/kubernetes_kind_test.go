@@ -246,7 +246,7 @@ func TestCloseLeavesNothing(t *testing.T) {
 	if _, err := s.broker.api.Queue(t.Context(), r.name, contract.RequestQueue); vhost.Status(err) != 404 {
 		t.Errorf("the request queue: %v, want 404", err)
 	}
-	if err := s.psql(t.Context(), `DROP DATABASE "`+r.name+`-auditor"`); err == nil || !strings.Contains(err.Error(), "does not exist") {
+	if _, err := s.psql(t.Context(), `DROP DATABASE "`+r.name+`-auditor"`); err == nil || !strings.Contains(err.Error(), "does not exist") {
 		t.Errorf("drop the auditor's database: %v, want it gone already", err)
 	}
 }

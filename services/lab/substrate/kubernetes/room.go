@@ -182,20 +182,21 @@ func (r *Room) Close(ctx context.Context) error {
 	}
 	r.closed = true
 	r.mu.Unlock()
-	var errs []error
-	for _, w := range r.workloads { // 1. services
+	// 1. the broker, which a scenario may have left away and step 4 needs
+	errs := []error{r.s.broker.scale(ctx, r.s.broker.nodes)}
+	for _, w := range r.workloads { // 2. services
 		errs = append(errs, w.close(ctx))
 	}
 	errs = append(errs, r.s.clear(ctx, labels.Set{roomLabel: r.name}))
-	r.end() // 2. the reading of their logs
+	r.end() // 3. the reading of their logs
 	for _, p := range r.processes {
 		<-p.log.closed
 		p.leave()
 	}
-	errs = append(errs, r.s.broker.remove(ctx, r.name)) // 3. where their messages and memories were
-	for _, name := range r.databases {
+	for _, name := range r.databases { // 4. where their memories and messages were
 		errs = append(errs, r.s.dropDatabase(ctx, name))
 	}
+	errs = append(errs, r.s.broker.remove(ctx, r.name))
 	r.s.forget(r)
 	return errors.Join(errs...)
 }

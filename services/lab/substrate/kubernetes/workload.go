@@ -370,7 +370,7 @@ func (s *Substrate) sweepReleases(ctx context.Context) error {
 	if s.Cluster == nil {
 		return nil
 	}
-	out, err := s.Cluster.Helm(ctx, "list", "--filter", "^lab-[a-z0-9]{5}-[0-9]+-", "--output", "json")
+	out, err := s.Cluster.Helm(ctx, "list", "--filter", byRoom, "--output", "json")
 	if err != nil {
 		return err
 	}
@@ -444,12 +444,19 @@ func (s *Substrate) StartMachine(ctx context.Context, name string) error {
 	return nil
 }
 
+const closedByLab = "warren.example/closed" // label of a machine
+
 // cordon closes a machine to new pods, or opens it.
 func (s *Substrate) cordon(ctx context.Context, name string, closed bool) error {
 	if !s.Own {
 		return fmt.Errorf("cordon %s: the cluster is not the lab's own: %w", name, substrate.ErrUnsupported)
 	}
-	_, err := s.client.CoreV1().Nodes().Patch(ctx, name, types.StrategicMergePatchType, fmt.Appendf(nil, `{"spec":{"unschedulable":%t}}`, closed), metav1.PatchOptions{})
+	label := "null"
+	if closed {
+		label = `"true"`
+	}
+	patch := fmt.Appendf(nil, `{"metadata":{"labels":{%q:%s}},"spec":{"unschedulable":%t}}`, closedByLab, label, closed)
+	_, err := s.client.CoreV1().Nodes().Patch(ctx, name, types.StrategicMergePatchType, patch, metav1.PatchOptions{})
 	if err != nil {
 		return fmt.Errorf("cordon %s: %w", name, err)
 	}
