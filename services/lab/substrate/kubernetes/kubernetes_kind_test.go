@@ -14,9 +14,14 @@ import (
 	"testing"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/types"
 
 	"warren.example/lab/cluster"
+	"warren.example/lab/ledger"
+	"warren.example/lab/scenario"
 	"warren.example/lab/substrate"
 	"warren.example/lab/substrate/vhost"
 	"warren.example/messaging/contract"
@@ -192,6 +197,108 @@ func TestSomebodyDeletesAPod(t *testing.T) {
 	}
 }
 
+// Nobody keeps others from deleting a pod by force, at any time and of any kind:
+// no promise breaks for it, and each deletion is told.
+func TestSomebodyDeletesByForce(t *testing.T) {
+	s := release(t)
+	var victims []string
+	deleteByForce := func(pod string) {
+		victims = append(victims, pod)
+		if err := s.client.CoreV1().Pods(s.Namespace).Delete(t.Context(), pod, metav1.DeleteOptions{GracePeriodSeconds: new(int64(0))}); err != nil {
+			t.Error(err)
+		}
+	}
+	result := scenario.Runner{Substrate: s, Tell: func(_, _, step string) { t.Log(step) }}.Run(t.Context(), scenario.Scenario{
+		Name: "by-force", Run: func(w *scenario.World) {
+			// ARRANGE
+			workload := w.Deploy(substrate.CalculatorServer, 1, nil)
+			w.Serve(nil)
+			w.Audit(nil)
+			w.Load("--endless", "--in-flight", "4", "--timeout", "60s")
+			w.Until("calls are answered", func(l *ledger.Ledger) bool { return len(l.With(event.Answered)) >= 50 })
+			// BREAK
+			room := s.roomNames()[0]
+			old := workload.Pods()[0].Name()
+			of := s.pods.get(old).Labels
+			var somebody sync.WaitGroup
+			somebody.Go(func() {
+				_ = s.pods.awaitAny(t.Context(), func() bool { return len(s.pods.list(labels.Set{instance: of[instance], component: of[component]})) > 1 })
+				deleteByForce(old) // while its successor starts
+			})
+			workload.Upgrade(scenario.Settings{"LOG_LEVEL": "warn"})
+			somebody.Wait()
+			for _, pod := range []string{
+				s.pods.list(labels.Set{instance: s.Release, component: "postgresql"})[0].Name,
+				s.broker.pod(0), room + "-server-0", room + "-auditor-0", room + "-client-0",
+			} {
+				deleteByForce(pod)
+			}
+			// OBSERVE
+			v := w.Settle()
+			// VERDICT
+			v.Same("every call is answered", v.With(event.Answered), v.With(event.Publishing))
+		},
+	})
+	if result.Verdict != scenario.Inconclusive {
+		t.Errorf("got %s: %s; want %s", result.Verdict, result.Reason, scenario.Inconclusive)
+	}
+	for _, pod := range victims {
+		if !strings.Contains(result.Reason, "pod "+pod+" was deleted, and not by the lab") {
+			t.Errorf("the deletion of %s is not told: %s", pod, result.Reason)
+		}
+	}
+}
+
+// drained reads what the broker's nodes write, to their ends, and then wants each
+// to have drained, by a preStop hook that did not fail.
+func drained(t *testing.T, b *Broker) (check func()) {
+	const drain = "This node is being put into maintenance (drain) mode"
+	logs := map[types.UID]*bytes.Buffer{}
+	var read sync.WaitGroup
+	for i := range b.Nodes() {
+		pod := b.s.pods.get(b.pod(i))
+		logs[pod.UID] = &bytes.Buffer{}
+		log, err := b.s.client.CoreV1().Pods(b.s.Namespace).GetLogs(pod.Name, &corev1.PodLogOptions{Follow: true}).Stream(t.Context())
+		must(t, "read the log of "+pod.Name, err)
+		read.Go(func() {
+			defer log.Close()
+			_, _ = logs[pod.UID].ReadFrom(log)
+		})
+	}
+	return func() {
+		t.Helper()
+		read.Wait()
+		for uid, log := range logs {
+			if !strings.Contains(log.String(), drain) {
+				t.Errorf("a node went without %q; its last lines: %s", drain, log.Bytes()[max(0, log.Len()-2000):])
+			}
+			events, err := b.s.client.CoreV1().Events(b.s.Namespace).List(t.Context(), metav1.ListOptions{
+				FieldSelector: "reason=FailedPreStopHook,involvedObject.uid=" + string(uid),
+			})
+			must(t, "list events", err)
+			for _, e := range events.Items {
+				t.Errorf("%s: %s", e.InvolvedObject.Name, e.Message)
+			}
+		}
+	}
+}
+
+// withoutAPeer crashes a node while another is away for good: it must be ready
+// again all the same, or two bad machines would be an outage.
+func withoutAPeer(t *testing.T, b *Broker) {
+	t.Helper()
+	peer := b.s.pods.get(b.pod(b.Nodes() - 1))
+	b.s.pods.end(peer)
+	must(t, "take a node away", b.scale(t.Context(), b.Nodes()-1))
+	must(t, "wait for its end", b.s.pods.await(t.Context(), peer.Name, func(p *corev1.Pod) bool { return p == nil }))
+	life := restarts(b.s.pods.get(b.pod(0)))
+	must(t, "crash a node without it", b.Crash(t.Context(), 0))
+	ctx, cancel := context.WithTimeout(t.Context(), 90*time.Second)
+	defer cancel()
+	must(t, "wait for the node to be ready while its peer is away", b.s.pods.await(ctx, b.pod(0), func(p *corev1.Pod) bool { return restarts(p) > life && ready(p) }))
+	must(t, "start all", b.StartAll(t.Context()))
+}
+
 // A broker node that is killed ends with 137, comes back by itself, and what it
 // had is there; killed all at once, they stay away until they are started.
 func TestBrokerCrash(t *testing.T) {
@@ -216,7 +323,13 @@ func TestBrokerCrash(t *testing.T) {
 	if _, err := r.Queue(t.Context(), contract.RequestQueue); err != nil {
 		t.Errorf("the request queue after all were killed: %v", err)
 	}
+	if b.Nodes() > 2 {
+		withoutAPeer(t, b)
+	}
+	pod = s.pods.get(b.pod(0))
+	haveDrained := drained(t, b)
 	must(t, "roll", b.Roll(t.Context()))
+	haveDrained()
 	if now := s.pods.get(b.pod(0)); now.UID == pod.UID || restarts(now) != 0 {
 		t.Errorf("pod %s after a roll: UID %s, %d restarts; want another pod", now.Name, now.UID, restarts(now))
 	}
@@ -248,6 +361,20 @@ func TestCloseLeavesNothing(t *testing.T) {
 	}
 	if _, err := s.psql(t.Context(), `DROP DATABASE "`+r.name+`-auditor"`); err == nil || !strings.Contains(err.Error(), "does not exist") {
 		t.Errorf("drop the auditor's database: %v, want it gone already", err)
+	}
+	if !s.Own {
+		return
+	}
+	const orphan = "lab-zzzzz-1-left" // by a lab that was killed
+	_, err = s.psql(t.Context(), `CREATE DATABASE "`+orphan+`-auditor"`)
+	must(t, "make a database", err)
+	must(t, "make a virtual host", s.broker.api.Create(t.Context(), orphan))
+	must(t, "sweep", s.sweep(t.Context()))
+	if names, err := s.psql(t.Context(), `SELECT datname FROM pg_database WHERE datname LIKE 'lab-%'`); err != nil || len(names) > 0 {
+		t.Errorf("databases after a sweep: %q, %v; want none", names, err)
+	}
+	if _, err := s.broker.api.Queues(t.Context(), orphan); vhost.Status(err) != 404 {
+		t.Errorf("the virtual host after a sweep: %v, want 404", err)
 	}
 }
 
@@ -285,6 +412,11 @@ func TestWorkload(t *testing.T) {
 	for _, p := range append(first[:1], second...) {
 		seen.check(t, p.Name(), 1, 1)
 	}
+	must(t, "scale back", w.Scale(t.Context(), 1))
+	if third := w.Pods(); len(third) != 1 {
+		t.Errorf("%d pods after scaling back, want 1", len(third))
+	}
+	call(t, r, "client-2")
 	if told := r.Disturbances(); len(told) > 0 {
 		t.Errorf("disturbances %q, want none: all of it was ordered", told)
 	}
