@@ -252,7 +252,7 @@ func TestSomebodyDeletesByForce(t *testing.T) {
 // drained reads what the broker's nodes write, to their ends, and then wants each
 // to have drained, by a preStop hook that did not fail.
 func drained(t *testing.T, b *Broker) (check func()) {
-	const drain = "This node is being put into maintenance (drain) mode"
+	const drain = "Node is ready to be shut down for maintenance or upgrade"
 	logs := map[types.UID]*bytes.Buffer{}
 	var read sync.WaitGroup
 	for i := range b.Nodes() {

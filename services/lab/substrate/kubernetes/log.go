@@ -104,7 +104,7 @@ func (f *follower) run(ctx context.Context) {
 			f.finished(life)
 			return
 		default:
-			complete = f.current(ctx, life, status(pod).State.Terminated != nil)
+			complete = f.current(ctx, life, pod)
 			if complete {
 				f.finished(life)
 			}
@@ -118,7 +118,8 @@ const endWithin = 2 * time.Second
 
 // current reads the log of the life that is or was the last, and says whether
 // nothing more of it will come.
-func (f *follower) current(ctx context.Context, life int, dead bool) bool {
+func (f *follower) current(ctx context.Context, life int, pod *corev1.Pod) bool {
+	dead := status(pod).State.Terminated != nil
 	err := f.stream(ctx, &corev1.PodLogOptions{Follow: !dead, Timestamps: true})
 	switch {
 	case ctx.Err() != nil:
@@ -127,7 +128,8 @@ func (f *follower) current(ctx context.Context, life int, dead bool) bool {
 		within, cancel := context.WithTimeout(ctx, endWithin)
 		defer cancel()
 		return f.pods.await(within, f.name, func(p *corev1.Pod) bool { return p == nil || ended(p, life) != nil }) == nil
-	case dead && (errors.Is(err, errNoEnd) || apierrors.IsBadRequest(err)): // the container's remains are gone
+	case dead && (errors.Is(err, errNoEnd) || apierrors.IsBadRequest(err)), // the container's remains are gone
+		over(pod) && errors.Is(err, errOther): // or the beginning of its log
 		f.missed(life)
 		return true
 	}

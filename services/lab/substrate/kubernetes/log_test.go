@@ -173,6 +173,12 @@ func TestFollow(t *testing.T) {
 			k.lost = "-"
 			k.cuts = []cut{{happens: func() { k.restart("efgh") }}, {happens: nothing, whole: true}, {happens: k.end}}
 		}, "abefgh", []int{0, 1}},
+		"its log was rotated while nobody read": {"abcd", func(k *kubelet) {
+			k.cuts = []cut{{happens: nothing}, {happens: func() {
+				k.lives[0] = "wxyz"
+				k.end()
+			}, refused: true}}
+		}, "ab", []int{0}},
 		"the kubelet is a life ahead of the API": {"abcd", func(k *kubelet) {
 			k.cuts = []cut{{happens: func() { k.lives = append(k.lives, "efgh") }}, {happens: nothing, whole: true}, {happens: func() {
 				k.lives = k.lives[:1]
