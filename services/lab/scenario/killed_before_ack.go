@@ -39,7 +39,7 @@ func killBeforeAck(settings Settings, patience string) func(*World) {
 		v := w.Settle()
 		// VERDICT
 		v.Hit("a request delivered again", len(v.Redelivered()) > 0)
-		v.That("all are sent", len(v.With(event.Publishing)) == sent, "%d of %d", len(v.With(event.Publishing)), sent)
+		v.Count("all are sent", len(v.With(event.Publishing)), sent)
 		v.Same("every request is answered", v.With(event.Answered), v.With(event.Publishing))
 	}
 }

@@ -94,6 +94,14 @@ func (v *Verdict) That(promise string, holds bool, format string, args ...any) {
 	}
 }
 
+// Count promises a number of what lines tell of; too few rest on absence.
+func (v *Verdict) Count(promise string, got, want int) {
+	v.checked++
+	if got != want {
+		v.broken = append(v.broken, Breach{Promise: promise, What: fmt.Sprintf("%d, want %d", got, want), Absence: got < want})
+	}
+}
+
 // Hit requires that the fault met work in flight. If it did not, the run
 // proves nothing, however well everything went.
 func (v *Verdict) Hit(what string, happened bool) {

@@ -29,11 +29,17 @@ func TestVerdict(t *testing.T) {
 		check func(v *Verdict)
 		want  Word
 	}{
-		"all shown":                       {refused, func(v *Verdict) { v.None("no answer", v.With(event.Answered)); v.Hit("a refusal", true) }, Held},
-		"nothing promised":                {refused, func(*Verdict) {}, Broken},
-		"a promise broken":                {refused, func(v *Verdict) { v.None("no refusal", v.With(event.Refused)) }, Broken},
-		"a member missing":                {refused, func(v *Verdict) { v.Same("answered", v.With(event.Answered), ledger.SetOf("a")) }, Broken},
-		"a fact denied":                   {refused, func(v *Verdict) { v.That("two of them", false, "got %d", 1) }, Broken},
+		"all shown":          {refused, func(v *Verdict) { v.None("no answer", v.With(event.Answered)); v.Hit("a refusal", true) }, Held},
+		"nothing promised":   {refused, func(*Verdict) {}, Broken},
+		"a promise broken":   {refused, func(v *Verdict) { v.None("no refusal", v.With(event.Refused)) }, Broken},
+		"a member missing":   {refused, func(v *Verdict) { v.Same("answered", v.With(event.Answered), ledger.SetOf("a")) }, Broken},
+		"a fact denied":      {refused, func(v *Verdict) { v.That("two of them", false, "got %d", 1) }, Broken},
+		"more than promised": {refused, func(v *Verdict) { v.Count("none", len(v.With(event.Refused)), 0) }, Broken},
+		"less than promised": {refused, func(v *Verdict) { v.Count("two", len(v.With(event.Refused)), 2) }, Broken},
+		"less, says a ledger without its end": {refused[:3],
+			func(v *Verdict) { v.Count("two", len(v.With(event.Refused)), 2) }, Inconclusive},
+		"more, whatever is missing": {refused[:3],
+			func(v *Verdict) { v.Count("none", len(v.With(event.Refused)), 0) }, Broken},
 		"the fault missed":                {refused, func(v *Verdict) { v.None("ok", nil); v.Hit("a redelivery", false) }, Inconclusive},
 		"missed, and broken all the same": {refused, func(v *Verdict) { v.That("fact", false, "no"); v.Hit("a redelivery", false) }, Broken},
 		"an invariant broken": {[]event.Kind{event.Publishing, event.Confirmed, event.TimedOut, event.EOF},
