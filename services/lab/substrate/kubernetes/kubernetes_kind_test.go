@@ -201,6 +201,7 @@ func TestSomebodyDeletesAPod(t *testing.T) {
 // no promise breaks for it, and each deletion is told.
 func TestSomebodyDeletesByForce(t *testing.T) {
 	s := release(t)
+	before := len(s.pods.disturbances(0))
 	var victims []string
 	deleteByForce := func(pod string) {
 		victims = append(victims, pod)
@@ -239,12 +240,14 @@ func TestSomebodyDeletesByForce(t *testing.T) {
 			v.Same("every call is answered", v.With(event.Answered), v.With(event.Publishing))
 		},
 	})
-	if result.Verdict != scenario.Inconclusive {
-		t.Errorf("got %s: %s; want %s", result.Verdict, result.Reason, scenario.Inconclusive)
+	t.Logf("%s: %s", result.Verdict, result.Reason)
+	if result.Verdict != scenario.Held && result.Verdict != scenario.Inconclusive {
+		t.Errorf("got %s: %s; want %s or %s", result.Verdict, result.Reason, scenario.Held, scenario.Inconclusive)
 	}
+	told := s.pods.disturbances(before)
 	for _, pod := range victims {
-		if !strings.Contains(result.Reason, "pod "+pod+" was deleted, and not by the lab") {
-			t.Errorf("the deletion of %s is not told: %s", pod, result.Reason)
+		if !slices.Contains(told, "pod "+pod+" was deleted, and not by the lab") {
+			t.Errorf("the deletion of %s is not told: %q", pod, told)
 		}
 	}
 }
