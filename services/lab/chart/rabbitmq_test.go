@@ -146,6 +146,20 @@ func waits(t *testing.T, pod corev1.PodSpec) (sum int64) {
 	return sum
 }
 
+// A wait in vain is no reason to leave clients connected.
+func TestRabbitMQDrainsWithoutAQuorumToo(t *testing.T) {
+	bin := t.TempDir()
+	if err := os.WriteFile(bin+"/rabbitmq-upgrade", []byte("#!/bin/sh\necho $1\n[ $1 = drain ]\n"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	hook := renderRabbitMQ(t, helms[1], seed).set.Spec.Template.Spec.Containers[0].Lifecycle.PreStop.Exec.Command
+	cmd := exec.Command(hook[0], hook[1:]...)
+	cmd.Env = []string{"PATH=" + bin}
+	if out, err := cmd.CombinedOutput(); err != nil || string(out) != "await_online_quorum_plus_one\ndrain\n" {
+		t.Errorf("with a wait that fails: got %q, %v; want the wait, then the drain", out, err)
+	}
+}
+
 func users(t *testing.T) []string {
 	t.Helper()
 	names := []string{topology.Admin}
