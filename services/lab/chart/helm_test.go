@@ -2,6 +2,7 @@ package chart
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -9,13 +10,13 @@ import (
 	"sync"
 	"testing"
 
+	rabbitmqv1beta1 "github.com/rabbitmq/cluster-operator/v2/api/v1beta1"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/serializer"
 	"k8s.io/client-go/kubernetes/scheme"
 	"k8s.io/pod-security-admission/api"
 	"k8s.io/pod-security-admission/policy"
-	"sigs.k8s.io/yaml"
 )
 
 // helms are the Helms that users have.
@@ -67,39 +68,25 @@ func templateAs(t *testing.T, release, helm, chart string, args ...string) (stri
 }
 
 // decode reads a rendering as the API server does, unknown and repeated fields
-// refused. What is no kind of Kubernetes' own becomes a map.
+// refused; of the kinds that are not Kubernetes' own it knows the RabbitmqCluster.
 func decode(t *testing.T, text string) (objects []any) {
 	t.Helper()
-	strict := serializer.NewCodecFactory(scheme.Scheme, serializer.EnableStrict).UniversalDeserializer()
+	kinds := runtime.NewScheme()
+	if err := errors.Join(scheme.AddToScheme(kinds), rabbitmqv1beta1.AddToScheme(kinds)); err != nil {
+		t.Fatal(err)
+	}
+	strict := serializer.NewCodecFactory(kinds, serializer.EnableStrict).UniversalDeserializer()
 	for document := range strings.SplitSeq("\n"+text, "\n---\n") {
 		if strings.TrimSpace(document) == "" {
 			continue
 		}
 		o, _, err := strict.Decode([]byte(document), nil, nil)
-		if runtime.IsNotRegisteredError(err) {
-			var other map[string]any
-			if err := yaml.UnmarshalStrict([]byte(document), &other); err != nil {
-				t.Fatalf("%v in\n%s", err, document)
-			}
-			objects = append(objects, other)
-			continue
-		}
 		if err != nil {
 			t.Fatalf("%v in\n%s", err, document)
 		}
 		objects = append(objects, o)
 	}
 	return objects
-}
-
-// find is the object of a kind that is not Kubernetes' own.
-func find(objects []any, kind string) map[string]any {
-	for _, o := range objects {
-		if m, ok := o.(map[string]any); ok && m["kind"] == kind {
-			return m
-		}
-	}
-	return nil
 }
 
 // restricted says what Pod Security's restricted refuses about a pod.

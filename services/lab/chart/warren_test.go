@@ -11,6 +11,7 @@ import (
 	"strings"
 	"testing"
 
+	rabbitmqv1beta1 "github.com/rabbitmq/cluster-operator/v2/api/v1beta1"
 	appsv1 "k8s.io/api/apps/v1"
 	batchv1 "k8s.io/api/batch/v1"
 	corev1 "k8s.io/api/core/v1"
@@ -26,16 +27,20 @@ import (
 
 const warrenChart = "../../../charts/warren"
 
+var operated = []string{"--values=../../../k8s/operator.values.yaml", "--api-versions=rabbitmq.com/v1beta1"}
+
 // installs are the ways to install charts/warren, each by the arguments of Helm.
 var installs = map[string][]string{
-	"kind":       values("kind"),
-	"lab":        append(values("kind"), "--set=lab.enabled=true"),
-	"sqlite":     append(values("kind"), "--set=database.mode=sqlite,server.replicas=1"),
-	"production": append(values("production"), "--set=image.registry=registry.example/team"),
-	"operator":   append(values("kind"), "--values=../../../k8s/operator.values.yaml", "--api-versions=rabbitmq.com/v1beta1"),
-	"external":   append(values("kind"), "--values=../../../k8s/external.values.yaml"),
-	"tls":        append(values("kind"), "--set=broker.tls.caSecret=ca,broker.tls.clientSecret=cc,broker.tls.serverName=mq,rabbitmq.tls.secret=mq-tls"),
-	"env":        append(values("kind"), "--set=server.env.AUTO_ACK=true,server.env.WORK_DELAY=50ms,client.env.RUN=r1,auditor.env.PREFETCH=1,image.pullSecrets[0]=p"),
+	"defaults":            {"--set=image.registry=registry.example,seed=sixteen-letters-or-more,rabbitmq.auth.seed=sixteen-letters-or-more"},
+	"kind":                values("kind"),
+	"lab":                 append(values("kind"), "--set=lab.enabled=true"),
+	"sqlite":              append(values("kind"), "--set=database.mode=sqlite,server.replicas=1"),
+	"production":          append(values("production"), "--set=image.registry=registry.example/team"),
+	"operator":            append(values("kind"), operated...),
+	"operator, all of it": append(append(values("kind"), operated...), "--set=broker.tls.caSecret=ca,broker.tls.clientSecret=cc,broker.operator.tlsSecret=mq-tls,broker.operator.image=mq,image.pullSecrets[0]=p"),
+	"external":            append(values("kind"), "--values=../../../k8s/external.values.yaml"),
+	"tls":                 append(values("kind"), "--set=broker.tls.caSecret=ca,broker.tls.clientSecret=cc,broker.tls.serverName=mq,rabbitmq.tls.secret=mq-tls"),
+	"env":                 append(values("kind"), "--set=server.env.AUTO_ACK=true,server.env.WORK_DELAY=50ms,client.env.RUN=r1,auditor.env.PREFETCH=1,image.pullSecrets[0]=p"),
 }
 
 func values(of string) []string {
@@ -327,6 +332,8 @@ func TestWarrenRefuses(t *testing.T) {
 		"unknown value of the server":        {"kind", "server.replica=1", "'/server': additional properties 'replica' not allowed"},
 		"unknown value three levels down":    {"kind", "broker.external.secrets.servr=x", "'/broker/external/secrets': additional properties 'servr' not allowed"},
 		"unknown value of the broker's pods": {"kind", "rabbitmq.replica=1", "additional properties 'replica' not allowed"},
+		"the same where there are none":      {"kind", external + ",rabbitmq.replica=1", "'/rabbitmq': additional properties 'replica' not allowed"},
+		"unknown global value":               {"kind", "global.registry=x", "'/global': additional properties 'registry' not allowed"},
 		"unknown resource":                   {"kind", "client.resources.limits.memry=1Mi", "'/client/resources/limits': additional properties 'memry' not allowed"},
 		"unknown setting":                    {"kind", "server.env.PREFECH=1", "'/server/env': additional properties 'PREFECH' not allowed"},
 		"setting that is a value":            {"kind", "server.env.PREFETCH=1", "'/server/env': additional properties 'PREFETCH' not allowed"},
@@ -488,6 +495,60 @@ func TestWarrenValues(t *testing.T) {
 	}
 }
 
+// No object takes a key that it does not know, and no value is left unsaid.
+func TestSchemasAreClosed(t *testing.T) {
+	own := schema(t, rabbitmqChart)["properties"].(map[string]any)
+	for _, chart := range []string{warrenChart, rabbitmqChart} {
+		closed(t, chart, schema(t, chart), func(path string) bool {
+			name, ok := strings.CutPrefix(path, warrenChart+"/properties/rabbitmq/properties/")
+			return ok && own[name] != nil // closed in its own schema
+		})
+	}
+	ours := schema(t, warrenChart)["properties"].(map[string]any)["rabbitmq"].(map[string]any)["properties"].(map[string]any)
+	if got, want := slices.Sorted(maps.Keys(ours)), slices.Sorted(maps.Keys(own)); !slices.Equal(got, want) {
+		t.Errorf("charts/warren's schema has rabbitmq with\n%v, charts/rabbitmq's has\n%v", got, want)
+	}
+}
+
+func schema(t *testing.T, chart string) (s map[string]any) {
+	t.Helper()
+	if err := yaml.Unmarshal([]byte(read(t, filepath.Join(chart, "values.schema.json"))), &s); err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+// closed walks a schema. Which key says what is draft 7's business.
+func closed(t *testing.T, path string, s map[string]any, elsewhere func(path string) bool) {
+	if elsewhere(path) {
+		return
+	}
+	said := false
+	for _, key := range []string{"type", "enum", "$ref", "allOf"} {
+		said = said || s[key] != nil
+	}
+	if !said {
+		t.Errorf("%s: takes anything", path)
+	}
+	others := s["additionalProperties"]
+	if values, ok := others.(map[string]any); ok {
+		closed(t, path+"/additionalProperties", values, elsewhere)
+	} else if s["type"] == "object" && others != false {
+		t.Errorf("%s: takes any key", path)
+	}
+	for _, key := range []string{"properties", "definitions"} {
+		children, _ := s[key].(map[string]any)
+		for name, child := range children {
+			closed(t, path+"/"+key+"/"+name, child.(map[string]any), elsewhere)
+		}
+	}
+	if items, ok := s["items"].(map[string]any); ok {
+		closed(t, path+"/items", items, elsewhere)
+	} else if s["type"] == "array" {
+		t.Errorf("%s: takes any items", path)
+	}
+}
+
 // leaves counts values: resources and env are one each.
 func leaves(v map[string]any) (n int) {
 	for key, v := range v {
@@ -544,10 +605,14 @@ func TestWarrenAgreesWithTheRest(t *testing.T) {
 			bundled = c.Data["rabbitmq.conf"] + c.Data["advanced.config"]
 		}
 	}
-	cluster := find(operator.objects, "RabbitmqCluster")
-	config, _ := cluster["spec"].(map[string]any)["rabbitmq"].(map[string]any)
-	lines := strings.Split(strings.TrimSpace(fmt.Sprint(config["additionalConfig"])), "\n")
-	if len(lines) < 4 || !strings.Contains(fmt.Sprint(config["advancedConfig"]), "{dead_letter_worker_publisher_confirm_timeout, 3000}") {
+	var config rabbitmqv1beta1.RabbitmqClusterConfigurationSpec
+	for _, o := range operator.objects {
+		if c, ok := o.(*rabbitmqv1beta1.RabbitmqCluster); ok {
+			config = c.Spec.Rabbitmq
+		}
+	}
+	lines := strings.Split(strings.TrimSpace(config.AdditionalConfig), "\n")
+	if len(lines) < 4 || !strings.Contains(config.AdvancedConfig, "{dead_letter_worker_publisher_confirm_timeout, 3000}") {
 		t.Errorf("RabbitmqCluster: rabbitmq is %v", config)
 	}
 	for _, line := range append(lines, "{dead_letter_worker_publisher_confirm_timeout, 3000}") {
