@@ -81,14 +81,11 @@ func newPlace(t *testing.T, name string) *place {
 }
 
 func (p *place) try(stdin string, args ...string) (string, error) {
-	cmd := onNode(append([]string{"kubectl", "--namespace", p.namespace}, args...)...)
-	cmd.Stdin = strings.NewReader(stdin)
-	return said(cmd)
+	return said(stdin, "docker", append(onNode, append([]string{"kubectl", "--namespace", p.namespace}, args...)...)...)
 }
 
-func onNode(command ...string) *exec.Cmd {
-	return exec.Command("docker", append([]string{"exec", "--interactive", "--env=KUBECONFIG=/etc/kubernetes/admin.conf", kept + "-control-plane"}, command...)...)
-}
+// onNode runs a command where kubectl is, with the administrator's access.
+var onNode = []string{"exec", "--interactive", "--env=KUBECONFIG=/etc/kubernetes/admin.conf", kept + "-control-plane"}
 
 func (p *place) kubectl(stdin string, args ...string) string {
 	p.Helper()
@@ -100,7 +97,7 @@ func (p *place) kubectl(stdin string, args ...string) string {
 }
 
 func (p *place) tryHelm(args ...string) (string, error) {
-	return said(exec.Command(program(p.T, helms[1]), append(args, "--kubeconfig", p.access, "--namespace", p.namespace)...))
+	return said("", program(p.T, helms[1]), append(args, "--kubeconfig", p.access, "--namespace", p.namespace)...)
 }
 
 func (p *place) helm(args ...string) string {
@@ -112,10 +109,14 @@ func (p *place) helm(args ...string) string {
 	return out
 }
 
-// said is a command's output; its error carries the rest.
-func said(cmd *exec.Cmd) (string, error) {
+// said is a command's output; its error carries the rest. What hangs is ended,
+// so that the namespace can still be deleted.
+func said(stdin, program string, args ...string) (string, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, program, args...)
 	var out, bad bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &out, &bad
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader(stdin), &out, &bad
 	if err := cmd.Run(); err != nil {
 		return out.String(), fmt.Errorf("%w: %s%s", err, out.String(), bad.String())
 	}
@@ -130,7 +131,7 @@ func (p *place) values(under string) []string {
 		RabbitMQ struct{ Image json.RawMessage }
 		Database struct{ Image string }
 	}
-	text, err := said(exec.Command(program(p.T, helms[1]), "get", "values", kept, "--namespace", kept, "--kubeconfig", p.access, "--output", "json"))
+	text, err := said("", program(p.T, helms[1]), "get", "values", kept, "--namespace", kept, "--kubeconfig", p.access, "--output", "json")
 	if err == nil {
 		err = json.Unmarshal([]byte(text), &of)
 	}
@@ -236,7 +237,7 @@ func (p *place) follow(notes string, least int) (all string) {
 			continue
 		}
 		n++
-		out, err := said(onNode("sh", "-c", line))
+		out, err := said("", "docker", append(onNode, "sh", "-c", line)...)
 		if err != nil || strings.TrimSpace(out) == "" {
 			p.Errorf("NOTES.txt: %s: %q, %v", line, out, err)
 		}
