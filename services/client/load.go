@@ -5,7 +5,6 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
-	"io/fs"
 	"net"
 	"net/http"
 	"slices"
@@ -203,16 +202,15 @@ func (c *client) load(ctx context.Context, cfg config, flags loadFlags) error {
 	return nil
 }
 
-// refusal says that a broker is there and does not want us, or that we cannot
-// show it our papers. Waiting, which is for a broker that is away, mends neither.
+// refusal says that a broker is there and does not want us. Waiting, which is for
+// a broker that is away, does not mend that.
 func refusal(err error) bool {
 	var answer *amqp.Error
 	var stranger *tls.CertificateVerificationError
 	var plain tls.RecordHeaderError
 	var alert *net.OpError
-	var file *fs.PathError
 	return errors.As(err, &answer) && (answer.Code == amqp.AccessRefused || answer.Code == amqp.NotAllowed) ||
-		errors.As(err, &stranger) || errors.As(err, &plain) || errors.As(err, &file) ||
+		errors.As(err, &stranger) || errors.As(err, &plain) ||
 		errors.As(err, &alert) && alert.Op == "remote error" // TLS: it refuses our certificate
 }
 
