@@ -87,7 +87,7 @@ func addClusterFlags(cmd *cobra.Command, o *cluster.Options) {
 
 // validate refuses what cannot work before anything is started.
 func (p *place) validate(cmd *cobra.Command) error {
-	if err := checkPlace(cmd, p.on, p.cluster.Context); err != nil {
+	if err := errors.Join(checkPlace(cmd, p.on, p.cluster.Context), checkEnvironment()); err != nil {
 		return err
 	}
 	var err error
@@ -100,6 +100,18 @@ func (p *place) validate(cmd *cobra.Command) error {
 	}
 	if err != nil {
 		return usageError("%v", err)
+	}
+	return nil
+}
+
+// checkEnvironment refuses settings of services, which would be of no effect:
+// each gets its own from the scenario. An address is what lab up says to export.
+func checkEnvironment() error {
+	for _, variable := range os.Environ() {
+		name, _, _ := strings.Cut(variable, "=")
+		if strings.HasPrefix(name, "WARREN_") && !strings.HasPrefix(name, "WARREN_AMQP_") {
+			return usageError("%s: a setting of services, which the lab does not pass on; unset it", name)
+		}
 	}
 	return nil
 }

@@ -156,3 +156,14 @@ func TestTheChildOfADetachedLabStays(t *testing.T) {
 		}
 	}
 }
+
+func TestASettingThatWouldHaveNoEffectIsRefused(t *testing.T) {
+	t.Setenv("WARREN_PREFETCH", "5")
+	t.Setenv("WARREN_AMQP_URL", "amqp://h/v")
+	for _, line := range []string{"run poison", "demo", "up"} {
+		status, _, said := execute(t, strings.Fields(line)...)
+		if status != exitUsage || !strings.HasPrefix(said, "WARREN_PREFETCH: ") {
+			t.Errorf("lab %s: got status %d, %q, want %d and the variable", line, status, said, exitUsage)
+		}
+	}
+}
