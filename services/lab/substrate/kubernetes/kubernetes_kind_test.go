@@ -260,12 +260,13 @@ func drained(t *testing.T, b *Broker) (check func()) {
 	var read sync.WaitGroup
 	for i := range b.Nodes() {
 		pod := b.s.pods.get(b.pod(i))
-		logs[pod.UID] = &bytes.Buffer{}
+		said := &bytes.Buffer{}
+		logs[pod.UID] = said
 		log, err := b.s.client.CoreV1().Pods(b.s.Namespace).GetLogs(pod.Name, &corev1.PodLogOptions{Follow: true}).Stream(t.Context())
 		must(t, "read the log of "+pod.Name, err)
 		read.Go(func() {
 			defer log.Close()
-			_, _ = logs[pod.UID].ReadFrom(log)
+			_, _ = said.ReadFrom(log)
 		})
 	}
 	return func() {
