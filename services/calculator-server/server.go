@@ -76,6 +76,15 @@ type delivery struct {
 	answerable bool // its reply-to is genuine
 }
 
+// named is what every log line about a delivery begins with.
+func (d *delivery) named(more ...zap.Field) []zap.Field {
+	about := []zap.Field{zap.String("request", d.meta.ID)}
+	if id := d.meta.Trace.ID(); id != "" {
+		about = append(about, zap.String("trace_id", id))
+	}
+	return append(about, more...)
+}
+
 // Handle takes a delivery from the session, which must not wait for it.
 func (s *server) Handle(d *session.Delivery) {
 	s.inHand.add(1)
@@ -282,7 +291,7 @@ func (s *server) unreadable(d *delivery, err error) (*contract.Reply, Dispositio
 // panicked is the end of a request that hit a bug of ours. The caller learns
 // that and no more; the stack is for the log.
 func (s *server) panicked(d *delivery, p any) (*contract.Reply, Disposition) {
-	s.log.Error("handler panicked", zap.String("request", d.meta.ID), zap.Any("panic", p), zap.Stack("stack"))
+	s.log.Error("handler panicked", d.named(zap.Any("panic", p), zap.Stack("stack"))...)
 	if !d.answerable {
 		return nil, DeadLetter
 	}
@@ -298,7 +307,7 @@ func (s *server) reply(d *delivery, reply *contract.Reply) bool {
 	}
 	outcome, err := s.replies.Reply(s.work, d.source, *reply)
 	if outcome != session.Confirmed && outcome != session.Returned {
-		s.log.Warn("reply not confirmed", zap.String("request", d.meta.ID), zap.Error(err))
+		s.log.Warn("reply not confirmed", d.named(zap.Error(err))...)
 		return false
 	}
 	s.faults.Hit(fault.AfterReply, d.meta.ID, d.ended)
@@ -309,7 +318,7 @@ func (s *server) reply(d *delivery, reply *contract.Reply) bool {
 func (s *server) settle(d *delivery, how Disposition, began time.Time) {
 	if err := settle(d, how); err != nil {
 		s.metrics.settled(Hold, time.Since(began)) // the broker heard nothing, or will not listen
-		s.log.Warn("delivery not settled", zap.String("request", d.meta.ID), zap.Stringer("disposition", how), zap.Error(err))
+		s.log.Warn("delivery not settled", d.named(zap.Stringer("disposition", how), zap.Error(err))...)
 		return
 	}
 	s.metrics.settled(how, time.Since(began))
@@ -318,8 +327,7 @@ func (s *server) settle(d *delivery, how Disposition, began time.Time) {
 		level = zapcore.DebugLevel // the usual case
 	}
 	if line := s.log.Check(level, "delivery settled"); line != nil {
-		line.Write(zap.String("request", d.meta.ID), zap.Stringer("disposition", how),
-			zap.Bool("redelivered", d.message.Redelivered), zap.Duration("took", time.Since(began)))
+		line.Write(d.named(zap.Stringer("disposition", how), zap.Bool("redelivered", d.message.Redelivered), zap.Duration("took", time.Since(began)))...)
 	}
 	kind, settled := map[Disposition]event.Kind{Ack: event.Acked, Retry: event.Retried, Release: event.Released, DeadLetter: event.DeadLettered}[how]
 	if settled && !s.cfg.AutoAck { // with auto-ack nothing was said to the broker now

@@ -285,10 +285,15 @@ func TestEveryFaultPointFiresAndNoOtherIsTaken(t *testing.T) {
 
 func TestPanicIsLoggedWithItsStackAndTheReplyHasNone(t *testing.T) {
 	w := newWorld(t, func(c *Config) { c.PanicOn = "add" })
-	w.deliver(request(add, nil), nil)
+	w.deliver(request(add, func(d *amqp.Delivery) {
+		d.Headers[contract.HeaderTraceparent] = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+	}), nil)
 	logged := w.logs.FilterMessage("handler panicked").All()
 	if len(logged) != 1 || !strings.Contains(fmt.Sprint(logged[0].ContextMap()["stack"]), "attempt") {
-		t.Errorf("log has %v, want one panic with its stack", logged)
+		t.Fatalf("log has %v, want one panic with its stack", logged)
+	}
+	if got := logged[0].ContextMap()["trace_id"]; got != "0af7651916cd43dd8448eb211c80319c" {
+		t.Errorf("trace_id %v, want the request's", got)
 	}
 }
 

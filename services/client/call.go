@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"os"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -105,6 +106,9 @@ The result is printed on standard output. A failure is one line on standard
 error: what happened, whether the request may have been executed, and what to
 do next. With --output json either is one JSON object on standard output.
 
+If the environment has a TRACEPARENT, as tracing tools set it for commands, the
+request carries it on, and whoever logs about the request names its trace_id.
+
 ` + lessonsHelp() + "\n" + statusHelp(),
 		Example: `  client call add 0.1 0.2
   client call --timeout 2s --if-no-server fail subtract 1 -5
@@ -126,11 +130,19 @@ do next. With --output json either is one JSON object on standard output.
 			if err != nil {
 				return err
 			}
+			var trace contract.Traceparent
+			if given := os.Getenv("TRACEPARENT"); given != "" {
+				if trace, err = contract.ParseTraceparent(given); err != nil {
+					return fmt.Errorf("TRACEPARENT: %w", err)
+				}
+			}
 			// 2. An id of our own choice, so that a failure can name it.
 			if id == "" {
 				id = newID()
 			}
-			return c.call(cmd.Context(), cfg, flags, id, request)
+			question := flags.call(id, request)
+			question.Trace = trace
+			return c.call(cmd.Context(), cfg, flags, question)
 		},
 	}
 	// Without this "-5" would be read as a flag. The price is that flags after
@@ -143,7 +155,7 @@ do next. With --output json either is one JSON object on standard output.
 
 // call asks and prints. The error is of the settings only; how the call ended
 // is in c.end.
-func (c *client) call(ctx context.Context, cfg config, flags callFlags, id string, request contract.Request) error {
+func (c *client) call(ctx context.Context, cfg config, flags callFlags, question rpc.Call) error {
 	log := zap.NewNop() // one line on failure, and nothing around it
 	if cfg.LogLevel == "debug" {
 		var err error
@@ -158,8 +170,8 @@ func (c *client) call(ctx context.Context, cfg config, flags callFlags, id strin
 	began := time.Now()
 	limited, cancel := context.WithTimeout(ctx, flags.timeout)
 	defer cancel()
-	reply, hangUp, err := ask(limited, options, flags.call(id, request))
-	p := printed{Request: id, Milliseconds: float64(time.Since(began).Microseconds()) / 1000}
+	reply, hangUp, err := ask(limited, options, question)
+	p := printed{Request: question.ID, Milliseconds: float64(time.Since(began).Microseconds()) / 1000}
 	if call := (*rpc.CallError)(nil); errors.As(err, &call) {
 		p.Attempts = call.Attempts
 		if ctx.Err() != nil {

@@ -61,6 +61,11 @@ func begin(t *testing.T) {
 // false to leave a request unanswered and unsettled.
 func serve(t *testing.T, handle func(contract.Request) (contract.Reply, bool)) {
 	t.Helper()
+	serveDeliveries(t, func(_ contract.Meta, r contract.Request) (contract.Reply, bool) { return handle(r) })
+}
+
+func serveDeliveries(t *testing.T, handle func(contract.Meta, contract.Request) (contract.Reply, bool)) {
+	t.Helper()
 	cfg := session.Config{URL: []string{brokerURL(t, "AMQP_URL_CALC_SERVER")}, Heartbeat: 2 * time.Second,
 		WriteTimeout: time.Second, OpenTimeout: 5 * time.Second, MaxBackoff: 200 * time.Millisecond}
 	o := session.Options{Config: cfg, Name: "test-server"}
@@ -70,12 +75,12 @@ func serve(t *testing.T, handle func(contract.Request) (contract.Reply, bool)) {
 	var busy sync.WaitGroup
 	con := session.NewConsumer(o, session.ConsumerOptions{Queue: contract.RequestQueue, Prefetch: 200, Handle: func(d *session.Delivery) {
 		busy.Go(func() {
-			request, _, err := contract.Validate(&d.Delivery)
+			request, meta, err := contract.Validate(&d.Delivery)
 			if err != nil {
 				_ = d.Reject(false)
 				return
 			}
-			reply, answer := handle(request)
+			reply, answer := handle(meta, request)
 			if !answer {
 				return
 			}
@@ -161,6 +166,26 @@ func TestCallUnderAnIDOfOnesOwn(t *testing.T) {
 		if err := json.Unmarshal([]byte(got), &p); err != nil || p.Request != id || p.Result == nil || *p.Result != "3" || p.Attempts != 1 || p.Milliseconds <= 0 {
 			t.Errorf("got %s, %v; want the result 3 under id %q after 1 attempt", got, err, id)
 		}
+	}
+}
+
+// Whatever tool sets TRACEPARENT for a command finds the request by it.
+func TestCallCarriesTheTraceOn(t *testing.T) {
+	begin(t)
+	const trace = contract.Traceparent("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01")
+	var carried atomic.Value
+	serveDeliveries(t, func(meta contract.Meta, r contract.Request) (contract.Reply, bool) {
+		carried.Store(meta.Trace)
+		return calculate(r)
+	})
+	t.Setenv("TRACEPARENT", string(trace))
+	wantStatus(t, answered, "call", "add", "0.1", "0.2")
+	if got := carried.Load(); got != trace {
+		t.Errorf("the server got trace %q, want %q", got, trace)
+	}
+	t.Setenv("TRACEPARENT", "of my own")
+	if _, stderr := wantStatus(t, usage, "call", "add", "0.1", "0.2"); !strings.Contains(stderr, `TRACEPARENT: traceparent "of my own": want`) {
+		t.Errorf("a trace that is none: got %q", stderr)
 	}
 }
 

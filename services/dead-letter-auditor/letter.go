@@ -90,6 +90,16 @@ func (l *DeadLetter) Truncated() bool { return len(l.Body) < l.BodySize }
 // Asker is in whose name the message was sent.
 func (l *DeadLetter) Asker() string { return cmp.Or(l.OriginalUser, l.User) }
 
+// Trace is the trace that the message belonged to.
+func (l *DeadLetter) Trace() contract.Traceparent {
+	var headers struct {
+		Traceparent string `json:"traceparent"`
+	}
+	_ = json.Unmarshal(l.Headers, &headers) // it is ours
+	t, _ := contract.ParseTraceparent(headers.Traceparent)
+	return t
+}
+
 // readLetter decodes a delivery from calc.dlq. It cannot fail: whatever died
 // is put on record, readable or not.
 func readLetter(d *amqp.Delivery) DeadLetter {

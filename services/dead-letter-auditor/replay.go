@@ -134,10 +134,10 @@ func (r *replayer) publish(ctx context.Context, row DeadLetter, first bool) {
 	call, cancel := context.WithTimeout(ctx, r.timeout)
 	defer cancel()
 	// The body goes out byte for byte: the server compares its hash with the one
-	// that it has kept under this message-id. No header of the old message does;
+	// that it has kept under this message-id. Of the old headers only the trace does;
 	// 3.10 would count on from an x-death that is published again.
 	reply, err := r.caller.Call(call, rpc.Call{
-		ID: row.MessageID, Body: row.Body, Replay: row.Generation, OriginalUser: row.Asker(),
+		ID: row.MessageID, Body: row.Body, Replay: row.Generation, OriginalUser: row.Asker(), Trace: row.Trace(),
 	})
 	to, outcome := judge(reply, err, first)
 	r.metrics.replayed(to)

@@ -43,6 +43,7 @@ func newReplayer(store Store, w *wire) *replayer {
 }
 
 func TestReplayClosesTheRow(t *testing.T) {
+	const trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 	failed := func(may bool, err error) error {
 		return &rpc.CallError{Request: "m", Attempts: 1, MayHaveExecuted: may, Err: err}
 	}
@@ -61,7 +62,7 @@ func TestReplayClosesTheRow(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := newStore(t)
-			row := mustAudit(t, s, newLetter("m"))
+			row := mustAudit(t, s, newLetter("m", func(l *DeadLetter) { l.Headers = []byte(`{"calc-attempt":2,"traceparent":"` + trace + `"}`) }))
 			w := &wire{answer: answers(c.reply, c.err)}
 			r := newReplayer(s, w)
 			if _, err := r.replay(t.Context(), t.Context(), row.ID, "ann"); err != nil {
@@ -73,8 +74,8 @@ func TestReplayClosesTheRow(t *testing.T) {
 				t.Errorf("got %s %q, want %s %q", got.Status, got.Outcome, c.status, c.outcome)
 			}
 			call := w.saw[0]
-			if call.ID != "m" || call.Replay != 1 || call.OriginalUser != "calc-client" || string(call.Body) != string(row.Body) {
-				t.Errorf("published %+v, want message m, generation 1, for calc-client, with the body as it was", call)
+			if call.ID != "m" || call.Replay != 1 || call.OriginalUser != "calc-client" || call.Trace != trace || string(call.Body) != string(row.Body) {
+				t.Errorf("published %+v, want message m, generation 1, for calc-client, in its trace, with the body as it was", call)
 			}
 		})
 	}

@@ -48,6 +48,7 @@ const (
 	HeaderReplay       = "calc-replay"        // int64, generation; honoured from UserAuditor only
 	HeaderOriginalUser = "calc-original-user" // string; honoured from UserAuditor only
 	HeaderErrorCode    = "calc-error-code"    // string; present on a reply: the server refused the request
+	HeaderTraceparent  = "traceparent"        // string, see Traceparent; optional
 )
 
 // Limits that a request must keep. They are checked before any work is done.

@@ -18,6 +18,21 @@ func valid() *amqp.Delivery {
 	}
 }
 
+func TestTraceparent(t *testing.T) {
+	const good = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+	if got, err := ParseTraceparent(good); string(got) != good || err != nil || got.ID() != "0af7651916cd43dd8448eb211c80319c" {
+		t.Errorf("got %q with ID %q, %v", got, got.ID(), err)
+	}
+	for what, bad := range map[string]string{
+		"empty": "", "upper case": strings.ToUpper(good), "too short": good[:54], "too long": good + "0", "another version": "01" + good[2:],
+		"no trace": "00-" + strings.Repeat("0", 32) + good[35:], "no parent": good[:36] + strings.Repeat("0", 16) + "-01",
+	} {
+		if got, err := ParseTraceparent(bad); err == nil || got.ID() != "" {
+			t.Errorf("%s: got %q, %v, want an error", what, got, err)
+		}
+	}
+}
+
 func TestValidate(t *testing.T) {
 	no := func(field string, code Code, answerable bool) *Violation {
 		return &Violation{Field: field, Code: code, Answerable: answerable}

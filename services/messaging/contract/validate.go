@@ -3,6 +3,7 @@ package contract
 import (
 	"fmt"
 	"regexp"
+	"strings"
 	"time"
 	"unicode/utf8"
 
@@ -47,6 +48,31 @@ type Meta struct {
 	Deadline time.Time
 	Attempt  int // 1 for the first
 	Replay   int // generation; 0 for a request that was never replayed
+	Trace    Traceparent
+}
+
+// Traceparent is the trace that a request belongs to, in version 00 of W3C's
+// Trace Context (https://www.w3.org/TR/trace-context/#traceparent-header). The
+// zero value is none.
+type Traceparent string
+
+var traceparent = regexp.MustCompile(`^00-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]{2}$`)
+
+// ParseTraceparent reads one. The error says what is wrong with it.
+func ParseTraceparent(s string) (Traceparent, error) {
+	m := traceparent.FindStringSubmatch(s)
+	if m == nil || strings.Trim(m[1], "0") == "" || strings.Trim(m[2], "0") == "" {
+		return "", fmt.Errorf("%s %q: want 00-TRACE-PARENT-FLAGS with 32, 16 and 2 digits of lower-case hex, the first two not all zero", HeaderTraceparent, clip(s))
+	}
+	return Traceparent(s), nil
+}
+
+// ID is the trace-id, which a tracing system finds it by; "" if there is none.
+func (t Traceparent) ID() string {
+	if m := traceparent.FindStringSubmatch(string(t)); m != nil {
+		return m[1]
+	}
+	return ""
 }
 
 // Validate reads a request. A *Violation means that it is unreadable or
@@ -124,6 +150,10 @@ func properties(d *amqp.Delivery) (Meta, *Violation) {
 	meta.Deadline = time.UnixMilli(ms)
 	if n, ok := d.Headers[HeaderAttempt].(int64); ok && n > 0 {
 		meta.Attempt = int(n)
+	}
+	// As W3C has it, one that cannot be read is none: no reason to refuse a request.
+	if t, ok := d.Headers[HeaderTraceparent].(string); ok {
+		meta.Trace, _ = ParseTraceparent(t)
 	}
 	if d.UserId == UserAuditor { // nobody else may speak in another's name
 		if n, ok := d.Headers[HeaderReplay].(int64); ok && n > 0 {

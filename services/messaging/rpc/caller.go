@@ -154,6 +154,7 @@ type Call struct {
 	Body         []byte // sent instead of Request, as it is
 	Replay       int    // generation; the auditor's
 	OriginalUser string // who asked first; the auditor's
+	Trace        contract.Traceparent
 
 	WaitForSession bool // while the broker is away wait, instead of ErrUnavailable at once
 	FailIfNoServer bool // ask for consumers first: none is ErrNoServer. Advisory, and a round trip more.
@@ -493,6 +494,9 @@ func (p *pending) publish(ctx context.Context) {
 	}
 	if p.attempts > 1 {
 		m.Headers[contract.HeaderAttempt] = int64(p.attempts)
+	}
+	if p.call.Trace != "" {
+		m.Headers[contract.HeaderTraceparent] = string(p.call.Trace)
 	}
 	if p.call.Replay > 0 {
 		m.Headers[contract.HeaderReplay] = int64(p.call.Replay)
