@@ -45,7 +45,18 @@ func (r *Room) Connect(ctx context.Context, user string) (substrate.Link, error)
 	if err := process.WaitReady(ctx, p, retryAfter, p.log.closed, p.tail.Last); err != nil {
 		return nil, err
 	}
-	broker.Host = net.JoinHostPort(r.s.pods.get(p.pod).Status.PodIP, strconv.Itoa(linkPort))
+	// The API server may tell of the address later than the pod answers.
+	var ip string
+	err = r.s.pods.await(ctx, p.pod, func(pod *corev1.Pod) bool {
+		if pod != nil {
+			ip = pod.Status.PodIP
+		}
+		return over(pod) || ip != ""
+	})
+	if err != nil {
+		return nil, fmt.Errorf("wait for the address of pod %s: %w", p.pod, err)
+	}
+	broker.Host = net.JoinHostPort(ip, strconv.Itoa(linkPort))
 	broker.Path = "/" + r.name
 	return linked{p, broker.String()}, nil
 }
