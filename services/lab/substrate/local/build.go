@@ -34,6 +34,7 @@ func (b *binaries) path(ctx context.Context, kind substrate.Kind) (string, error
 		}
 		cmd := exec.CommandContext(ctx, "go", "build", "-o", path, ".")
 		cmd.Dir = filepath.Join(root, "services", string(kind))
+		cmd.Env = append(os.Environ(), "GOTMPDIR="+b.dir) // a build that is cut off leaves its folder
 		if out, err := cmd.CombinedOutput(); err != nil {
 			return "", fmt.Errorf("build %s: %w\n%s", kind, err, out)
 		}
