@@ -299,14 +299,14 @@ func (s *server) panicked(d *delivery, p any) (*contract.Reply, Disposition) {
 }
 
 // reply says whether the delivery may be settled: its reply is confirmed, or
-// returned, which is on record as an orphan.
+// it is on record as an orphan.
 func (s *server) reply(d *delivery, reply *contract.Reply) bool {
 	if !s.cfg.ReplyConfirm { // the lesson: written somewhere, perhaps
 		s.replies.ReplyUnconfirmed(s.work, d.source, *reply)
 		return true
 	}
 	outcome, err := s.replies.Reply(s.work, d.source, *reply)
-	if outcome != session.Confirmed && outcome != session.Returned {
+	if outcome != session.Confirmed && outcome != session.Returned && outcome != session.Nacked {
 		s.log.Warn("reply not confirmed", d.named(zap.Error(err))...)
 		return false
 	}

@@ -134,6 +134,9 @@ func TestServe(t *testing.T) {
 		"the caller is gone": {
 			body: add, outcome: session.Returned, events: "delivered computed acked", wire: "reply 0.3, ack",
 		},
+		"the node with the reply queue is lost": {
+			body: add, outcome: session.Nacked, events: "delivered computed acked", wire: "reply 0.3, ack",
+		},
 		"nobody knows whether the reply arrived": {
 			body: add, outcome: unknown, events: "delivered computed", wire: "reply 0.3",
 		},

@@ -47,6 +47,8 @@ func TestValidate(t *testing.T) {
 		"reply-to names a queue":        {func(d *amqp.Delivery) { d.ReplyTo = DeadLetterQueue }, no("reply-to", Malformed, false)},
 		"reply-to is the broker's own":  {func(d *amqp.Delivery) { d.ReplyTo = "amq.rabbitmq.reply-to.x" }, no("reply-to", Malformed, false)},
 		"reply-to holds a wildcard":     {func(d *amqp.Delivery) { d.ReplyTo = "client.calc-client.#" }, no("reply-to", Malformed, false)},
+		"reply-to of an epoch":          {func(d *amqp.Delivery) { d.ReplyTo = EpochReplyKey("calc-client", "c1", 2) }, nil},
+		"reply-to of no epoch":          {func(d *amqp.Delivery) { d.ReplyTo = "client.calc-client.c1.x" }, no("reply-to", Malformed, false)},
 		"reply-to of another user":      {func(d *amqp.Delivery) { d.ReplyTo = "client.dlq-auditor.c1" }, no("reply-to", Malformed, false)},
 		"no user-id":                    {func(d *amqp.Delivery) { d.UserId = "" }, no("reply-to", Malformed, false)},
 		"no message-id":                 {func(d *amqp.Delivery) { d.MessageId = "" }, no("message-id", Malformed, true)},

@@ -3,6 +3,7 @@ package contract
 import (
 	"fmt"
 	"regexp"
+	"strconv"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -25,13 +26,19 @@ type Violation struct {
 
 func (v *Violation) Error() string { return v.Field + ": " + v.Reason }
 
-// replyTo is client.<user>.<instance>: no wildcard of a topic exchange, no
-// queue name, nothing of amq.* can be spelled with it.
-var replyTo = regexp.MustCompile(`^client\.([a-z0-9-]{1,32})\.([a-z0-9-]{1,64})$`)
+// replyTo is client.<user>.<instance>, and for a caller that reconnects its
+// epoch: no wildcard of a topic exchange, no queue name, nothing of amq.* can be
+// spelled with it.
+var replyTo = regexp.MustCompile(`^client\.([a-z0-9-]{1,32})\.([a-z0-9-]{1,64})(\.[0-9]{1,20})?$`)
 
 // ReplyKey is the routing key under which the process instance of user
 // receives its replies.
 func ReplyKey(user, instance string) string { return "client." + user + "." + instance }
+
+// EpochReplyKey is the same for one epoch of its session.
+func EpochReplyKey(user, instance string, epoch uint64) string {
+	return ReplyKey(user, instance) + "." + strconv.FormatUint(epoch, 10)
+}
 
 // CheckReplyKey refuses a user or instance that no server would answer.
 func CheckReplyKey(user, instance string) error {
@@ -130,7 +137,7 @@ func properties(d *amqp.Delivery) (Meta, *Violation) {
 	}
 	m := replyTo.FindStringSubmatch(d.ReplyTo)
 	if m == nil {
-		return meta, no("reply-to", "%q is not client.<user>.<instance>", clip(d.ReplyTo))
+		return meta, no("reply-to", "%q is not client.<user>.<instance>[.<epoch>]", clip(d.ReplyTo))
 	}
 	// The broker enforces user-id: with it, a reply can only go to whoever asked.
 	if m[1] != d.UserId {

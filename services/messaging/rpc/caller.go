@@ -64,7 +64,6 @@ type CallerOptions struct {
 type Caller struct {
 	options   CallerOptions
 	user      string
-	key       string // routing key of our replies: it belongs to the process, not to an epoch
 	publisher *session.Publisher
 	consumer  *session.Consumer
 	events    *event.Recorder
@@ -72,6 +71,7 @@ type Caller struct {
 	mu      sync.Mutex
 	calls   map[string]*pending
 	settled history
+	key     string // routing key of the replies in this epoch
 }
 
 // NewCaller connects in the background; it does not fail when the broker is
@@ -84,7 +84,6 @@ func NewCaller(o CallerOptions) (*Caller, error) {
 	c := &Caller{
 		options: o,
 		user:    user,
-		key:     contract.ReplyKey(user, o.Instance),
 		events:  o.Session.Events,
 		calls:   map[string]*pending{},
 		settled: newHistory(),
@@ -108,17 +107,34 @@ func (c *Caller) inFlight() int {
 
 // openReplyQueue declares the queue of this epoch. Its name is new each time,
 // because the broker may still hold the exclusive queue of a connection that
-// it does not yet know to be dead (405). The binding is the same each time, so
-// that replies to requests of the last epoch arrive in this one.
+// it does not yet know to be dead (405). It is also bound to the key of the last
+// epoch, so that replies to requests of then arrive: those stand further ahead
+// in the request queue than what is published again now.
+//
+// A key for the process would be simpler, and would cost it every confirm of a
+// reply: a queue whose node is lost stays bound until that node is back (4.3.6),
+// and the broker nacks whatever is routed to it, also if another queue has it.
 func (c *Caller) openReplyQueue(ch *amqp.Channel, epoch uint64) (string, error) {
 	const durable, autoDelete, exclusive, noWait = false, true, true, false
 	name := fmt.Sprintf("%s.%s.%d", c.options.ReplyQueue, c.options.Instance, epoch)
 	if _, err := ch.QueueDeclare(name, durable, autoDelete, exclusive, noWait, amqp.Table{"x-queue-type": "classic"}); err != nil {
 		return "", fmt.Errorf("declare reply queue %s: %w", name, err)
 	}
-	if err := ch.QueueBind(name, c.key, contract.ReplyExchange, noWait, nil); err != nil {
-		return "", fmt.Errorf("bind reply queue %s: %w", name, err)
+	c.mu.Lock()
+	last := c.key
+	c.mu.Unlock()
+	now := contract.EpochReplyKey(c.user, c.options.Instance, epoch)
+	for _, key := range []string{now, last} {
+		if key == "" {
+			continue // there was none before
+		}
+		if err := ch.QueueBind(name, key, contract.ReplyExchange, noWait, nil); err != nil {
+			return "", fmt.Errorf("bind reply queue %s: %w", name, err)
+		}
 	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.key = now
 	return name, nil
 }
 
@@ -471,12 +487,15 @@ func (p *pending) findServer(ctx context.Context) error {
 func (p *pending) publish(ctx context.Context) {
 	p.attempts++
 	left := time.Until(p.deadline)
+	p.mu.Lock()
+	replyTo := p.key
+	p.mu.Unlock()
 	m := session.Message{
 		Exchange: contract.RequestExchange, Key: contract.RequestKey, Mandatory: !p.call.NoMandatory,
 		Publishing: amqp.Publishing{
 			MessageId:     p.call.ID,
 			CorrelationId: p.call.ID + "." + strconv.Itoa(p.attempts),
-			ReplyTo:       p.key,
+			ReplyTo:       replyTo,
 			Type:          contract.RequestType,
 			ContentType:   contract.ContentType,
 			UserId:        p.user,

@@ -26,10 +26,19 @@ func NewResponder(publisher *session.Publisher, events *event.Recorder) *Respond
 	return &Responder{publisher, events}
 }
 
+// maxReplyNacks is how often a reply is offered to a broker that refuses it. A
+// reply queue is on the node that its caller was connected to, so whoever lost
+// the one lost the other, and asks again on a new connection. Until the node is
+// back the broker nacks every reply to it (4.3.6): without an end they would fill
+// a server's prefetch, and nobody would be answered. So many nacks are not the
+// channel's: after three of them it has been replaced, or it has acked others.
+const maxReplyNacks = 6
+
 // Reply publishes the reply to d and returns once its fate is known:
 //
 //	Confirmed  the caller's reply queue has it: d may be acked
 //	Returned   the caller is gone, and that is on record: d may be acked
+//	Nacked     the node with its reply queue is lost, likewise
 //	Unknown    ctx or d's epoch ended first: settle nothing, d comes again
 //
 // Until then it publishes again whatever is not known to have arrived, because
@@ -37,6 +46,7 @@ func NewResponder(publisher *session.Publisher, events *event.Recorder) *Respond
 func (r *Responder) Reply(ctx context.Context, d *session.Delivery, reply contract.Reply) (session.Outcome, error) {
 	m := message(d, reply)
 	r.record(event.Replying, d, reply, nil)
+	nacks := 0
 	for wait := 20 * time.Millisecond; ; wait = min(2*wait, time.Second) {
 		outcome, err := r.publisher.Publish(ctx, m)
 		switch outcome {
@@ -47,6 +57,11 @@ func (r *Responder) Reply(ctx context.Context, d *session.Delivery, reply contra
 			r.record(event.ReplyReturned, d, reply, err)
 			r.record(event.Orphaned, d, reply, errors.New("nobody is bound to "+d.ReplyTo))
 			return outcome, fmt.Errorf("reply to %s: %w", d.ReplyTo, err)
+		case session.Nacked:
+			if nacks++; nacks == maxReplyNacks {
+				r.record(event.Orphaned, d, reply, fmt.Errorf("a queue bound to %s is away: %w", d.ReplyTo, err))
+				return outcome, fmt.Errorf("reply to %s: %w", d.ReplyTo, err)
+			}
 		}
 		select {
 		case <-time.After(wait):

@@ -402,6 +402,96 @@ func TestAReplyToNobodyIsReturnedAndOnRecord(t *testing.T) {
 	}
 }
 
+// refuse binds a queue that takes nothing, as one does whose node is lost: the
+// broker nacks what is routed to it, also if another queue has it.
+func refuse(t *testing.T, key string) {
+	t.Helper()
+	const name = "test.refuses"
+	onBroker(t, func(ch *amqp.Channel) error {
+		if _, err := ch.QueueDeclare(name, true, false, false, false, amqp.Table{"x-max-length": 1, "x-overflow": "reject-publish"}); err != nil {
+			return err
+		}
+		if err := ch.Confirm(false); err != nil {
+			return err
+		}
+		for acked := true; acked; { // until it is full
+			c, err := ch.PublishWithDeferredConfirm("", name, false, false, amqp.Publishing{})
+			if err != nil {
+				return err
+			}
+			acked = c.Wait()
+		}
+		return ch.QueueBind(name, key, contract.ReplyExchange, false, nil)
+	})
+	t.Cleanup(func() {
+		onBroker(t, func(ch *amqp.Channel) error { _, err := ch.QueueDelete(name, false, false, false); return err })
+	})
+}
+
+// outcomes serves and tells how each reply ended.
+func outcomes(t *testing.T, l *ledger) <-chan session.Outcome {
+	t.Helper()
+	ended := make(chan session.Outcome, 10)
+	pub := session.NewPublisher(session.Options{Config: config(t, contract.UserServer), Name: "test-server"}, session.PublisherOptions{Exchange: contract.ReplyExchange})
+	t.Cleanup(func() { _ = pub.Close(context.Background()) })
+	r := rpc.NewResponder(pub, event.NewRecorder(l, "r", "s"))
+	serve(t, func(_ *rpc.Responder, d *session.Delivery) {
+		o, _ := r.Reply(t.Context(), d, contract.Reply{Result: "3"})
+		_ = d.Ack()
+		ended <- o
+	})
+	return ended
+}
+
+// A node is lost, and with it a reply queue that stays bound. Its caller is lost
+// or connected anew: the reply is an orphan, and the request can be acked.
+func TestAReplyThatIsRefusedEndsAsAnOrphan(t *testing.T) {
+	refuse(t, contract.EpochReplyKey(contract.UserClient, "test", 1))
+	var l ledger
+	ended := outcomes(t, &l)
+	if _, err := call(t, caller(t, nil), 10*time.Second, rpc.Call{Request: add}); err != nil {
+		t.Errorf("the queue that takes it: %v", err)
+	}
+	if o := <-ended; o != session.Nacked || l.count(event.Orphaned) != 1 {
+		t.Errorf("got %s and %d orphans on record, want %s and 1", o, l.count(event.Orphaned), session.Nacked)
+	}
+}
+
+// What is left of the last epoch costs this one nothing, and replies to requests
+// of then are still received.
+func TestEachEpochHasAReplyKeyOfItsOwn(t *testing.T) {
+	var l ledger
+	ended := outcomes(t, &l)
+	c := caller(t, nil)
+	closeConnections(t, contract.UserClient)
+	refuse(t, contract.EpochReplyKey(contract.UserClient, "test", 1))
+	if _, err := call(t, c, 20*time.Second, rpc.Call{Request: add, WaitForSession: true}); err != nil {
+		t.Fatal(err)
+	}
+	if o := <-ended; o != session.Confirmed {
+		t.Errorf("got %s, want %s", o, session.Confirmed)
+	}
+	// A request of the last epoch, which was ahead in the queue.
+	got := make(chan amqp.Return, 1)
+	onBroker(t, func(ch *amqp.Channel) error {
+		if err := ch.Confirm(false); err != nil {
+			return err
+		}
+		ch.NotifyReturn(got)
+		if err := ch.QueueUnbind("test.refuses", contract.EpochReplyKey(contract.UserClient, "test", 1), contract.ReplyExchange, nil); err != nil {
+			return err
+		}
+		c, err := ch.PublishWithDeferredConfirm(contract.ReplyExchange, contract.EpochReplyKey(contract.UserClient, "test", 1), true, false, amqp.Publishing{CorrelationId: "old.1"})
+		if err == nil {
+			c.Wait()
+		}
+		return err
+	})
+	if len(got) > 0 {
+		t.Error("a reply to a request of the last epoch reaches nobody")
+	}
+}
+
 func TestABrokerThatIsAwayIsUnavailableAtOnce(t *testing.T) {
 	c, err := rpc.NewCaller(rpc.CallerOptions{
 		Session: session.Options{Name: "test-client", Config: session.Config{URL: []string{"amqp://calc-client:x@127.0.0.1:1/calc"},

@@ -418,7 +418,7 @@ func (b barrier) Settled(Outcome, uint64, error) { b <- struct{}{} }
 // confirm has seen them all.
 func (w *writer) readConfirms(returns <-chan amqp.Return) {
 	returned := map[sender]amqp.Return{}
-	nacks := 0
+	nacks, acked := 0, false
 	for it := range w.pending {
 		if it.confirm == nil {
 			it.tracker.Settled(Confirmed, w.e.id, nil) // a barrier
@@ -448,7 +448,7 @@ func (w *writer) readConfirms(returns <-chan amqp.Return) {
 			delete(returned, from)
 			w.settle(it, Returned, w.e.id, fmt.Errorf("%d %s", r.ReplyCode, r.ReplyText))
 		case it.confirm.Acked():
-			nacks, w.rescued = 0, false
+			acked, w.rescued = true, false
 			w.settle(it, Confirmed, w.e.id, nil)
 		case w.e.ctx.Err() != nil || w.ch.IsClosed(): // the library says "nack" of a dying channel
 			<-w.e.ctx.Done() // the reason is on its way
@@ -456,8 +456,8 @@ func (w *writer) readConfirms(returns <-chan amqp.Return) {
 		default:
 			// 3.10.8 was seen to nack for ever on a channel that was opened right
 			// after a leader died. A fresh epoch mends that; where it does not, the
-			// queue is full, and the callers must know.
-			if nacks++; nacks >= 3 && !w.rescued {
+			// queue is full or away, and the callers must know.
+			if nacks++; nacks >= 3 && !acked && !w.rescued {
 				w.rescued = true
 				w.e.fail(ErrOnlyNacks)
 			}
