@@ -34,7 +34,7 @@ says what will break and what to expect; at the end stands the table of verdicts
 		chosen = slices.DeleteFunc(chosen, func(s scenario.Scenario) bool { return s.Needs.Kubernetes && where.on == "local" })
 		live := report.NewLive(cmd.OutOrStdout()) // the story is the output
 		live.Say("Starting a RabbitMQ of its own; nothing of it stays behind.")
-		results, err := play(cmd.Context(), where, chosen, live, func(i int, s scenario.Scenario) {
+		results, err := play(cmd.Context(), where, chosen, 1, live, func(i int, s scenario.Scenario) {
 			live.Say(fmt.Sprintf("\n%d of %d: %s", i+1, len(chosen), s.Name))
 			live.Say("    what breaks               " + s.Broke)
 			live.Say("    what to expect            " + s.Promise)

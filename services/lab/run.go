@@ -10,9 +10,11 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
+	"golang.org/x/sync/errgroup"
 
 	"warren.example/lab/report"
 	"warren.example/lab/scenario"
@@ -22,7 +24,7 @@ import (
 func runCommand() *cobra.Command {
 	var all bool
 	var output string
-	var count int
+	var count, parallel int
 	cmd := &cobra.Command{
 		Use:   "run NAME… | --all",
 		Short: "Break something on purpose and judge what became of every request",
@@ -38,6 +40,7 @@ INCONCLUSIVE, 3 could not be set up (with CI=true also: everything SKIPPED),
 		Example: `  lab run killed-before-ack
   lab run --all --output junit > report.xml
   lab run poison --count 10 --keep
+  lab run --all --parallel 2
   lab run --all --on kind`,
 		ValidArgsFunction: func(_ *cobra.Command, _ []string, _ string) ([]string, cobra.ShellCompDirective) {
 			return scenarioNames(), cobra.ShellCompDirectiveNoFileComp
@@ -48,6 +51,7 @@ INCONCLUSIVE, 3 could not be set up (with CI=true also: everything SKIPPED),
 	flags.BoolVar(&all, "all", false, "run every scenario")
 	flags.StringVar(&output, "output", "table", "table, json or junit, on standard output; progress goes to standard error")
 	flags.IntVar(&count, "count", 1, "run the scenarios that often, one round after the other")
+	flags.IntVar(&parallel, "parallel", 1, "so many scenarios at once, each in its own virtual host; what breaks the broker or a machine for all comes after them, alone")
 	cmd.RunE = func(cmd *cobra.Command, names []string) error {
 		// 1. Refuse what cannot work before anything is started.
 		chosen, err := choose(names, all)
@@ -60,9 +64,15 @@ INCONCLUSIVE, 3 could not be set up (with CI=true also: everything SKIPPED),
 		if count < 1 {
 			return usageError("--count %d: at least 1", count)
 		}
+		if parallel < 1 {
+			return usageError("--parallel %d: at least 1", parallel)
+		}
+		if parallel > 1 && where.local.AMQPURL != "" && where.local.ManagementURL == "" {
+			return usageError("--parallel %d: needs --management-url, without which there is one virtual host", parallel)
+		}
 		// 2. Break and judge.
 		live := report.NewLive(cmd.ErrOrStderr())
-		results, err := play(cmd.Context(), where, slices.Repeat(chosen, count), live, nil)
+		results, err := play(cmd.Context(), where, slices.Repeat(chosen, count), parallel, live, nil)
 		if results == nil {
 			return err
 		}
@@ -98,7 +108,7 @@ func choose(names []string, all bool) ([]scenario.Scenario, error) {
 
 // play runs scenarios on a substrate of their own and leaves nothing behind,
 // whatever happens. Before, if not nil, is told what comes next.
-func play(ctx context.Context, where *place, chosen []scenario.Scenario, live *report.Live, before func(i int, s scenario.Scenario)) (results []scenario.Result, err error) {
+func play(ctx context.Context, where *place, chosen []scenario.Scenario, parallel int, live *report.Live, before func(i int, s scenario.Scenario)) (results []scenario.Result, err error) {
 	defer live.Clear()
 	sub, err := where.open(ctx, func(step string) { live.Step("set-up", step, "") }, forRooms...)
 	if err != nil {
@@ -111,22 +121,41 @@ func play(ctx context.Context, where *place, chosen []scenario.Scenario, live *r
 	}
 	defer func() { err = errors.Join(err, closeLedger()) }()
 
-	runner := scenario.Runner{Substrate: sub.Substrate, Record: record, Tell: live.Step}
-	for i, s := range chosen {
-		if before != nil {
-			before(i, s)
+	var collecting sync.Mutex
+	runner := scenario.Runner{Substrate: sub.Substrate, Record: record, Tell: live.Step, Failed: func(ctx context.Context) {
+		collecting.Lock()
+		defer collecting.Unlock()
+		if err := sub.failed(ctx); err != nil { // the verdict does not rest on them
+			live.Say(err.Error())
 		}
-		result := runner.Run(ctx, s)
+	}}
+	results = make([]scenario.Result, len(chosen))
+	one := func(i int) {
 		if ctx.Err() != nil {
-			return nil, ctx.Err()
+			return
 		}
-		if result.Verdict != scenario.Held && result.Verdict != scenario.Skipped {
-			if err := sub.failed(ctx); err != nil { // the verdict does not rest on them
-				live.Say(err.Error())
-			}
+		if before != nil {
+			before(i, chosen[i])
 		}
-		live.Done(result)
-		results = append(results, result)
+		if results[i] = runner.Run(ctx, chosen[i]); ctx.Err() == nil {
+			live.Done(results[i])
+		}
+	}
+	var together errgroup.Group
+	together.SetLimit(parallel)
+	for i, s := range chosen {
+		if parallel > 1 && !s.Alone {
+			together.Go(func() error { one(i); return nil })
+		}
+	}
+	_ = together.Wait()
+	for i, s := range chosen {
+		if parallel == 1 || s.Alone {
+			one(i)
+		}
+	}
+	if ctx.Err() != nil {
+		return nil, ctx.Err()
 	}
 	return results, nil
 }
@@ -202,5 +231,10 @@ func keepLedger() (take func(event.Line), closed func() error, why error) {
 
 func recordTo(w io.Writer) func(event.Line) {
 	enc := json.NewEncoder(w)
-	return func(line event.Line) { _ = enc.Encode(line) } // the verdict does not rest on the file
+	var mu sync.Mutex // scenarios may run at once
+	return func(line event.Line) {
+		mu.Lock()
+		defer mu.Unlock()
+		_ = enc.Encode(line) // the verdict does not rest on the file
+	}
 }

@@ -3,6 +3,7 @@
 package cluster
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"os"
@@ -23,7 +24,8 @@ import (
 	"warren.example/lab/internal/host"
 )
 
-const testName = "warren-t"
+// testName lets two runs of these tests be beside each other.
+var testName = cmp.Or(os.Getenv("LAB_TEST_CLUSTER"), "warren-t")
 
 // small is a cluster of one or two nodes with a release that is ready in a
 // second.
@@ -226,7 +228,7 @@ func TestClusterLife(t *testing.T) {
 			"Up":   func() error { _, err := Up(t.Context(), o); return err },
 			"Down": func() error { _, err := Down(t.Context(), o); return err },
 		} {
-			if err := do(); err == nil || !strings.Contains(err.Error(), "name warren-t:") || !strings.Contains(err.Error(), "kind delete cluster") {
+			if err := do(); err == nil || !strings.Contains(err.Error(), "name "+testName+":") || !strings.Contains(err.Error(), "kind delete cluster") {
 				t.Errorf("%s = %v, want an error that names the cluster and the way out", name, err)
 			}
 		}
@@ -266,8 +268,8 @@ func TestClusterLife(t *testing.T) {
 		}
 		noFolders(t)
 		text, err := os.ReadFile(os.Getenv("KUBECONFIG"))
-		if err != nil || !strings.Contains(string(text), "current-context: kind-warren-t") {
-			t.Errorf("the user's kubeconfig does not name kind-warren-t: %v", err)
+		if err != nil || !strings.Contains(string(text), "current-context: kind-"+testName) {
+			t.Errorf("the user's kubeconfig does not name kind-%s: %v", testName, err)
 		}
 	})
 	if kept == nil {
@@ -508,7 +510,7 @@ func TestClusterLife(t *testing.T) {
 	t.Run("a worker stops: the next Up starts it, or Close", func(t *testing.T) {
 		o := o
 		o.Reuse, o.LogsTo = true, t.TempDir()
-		const worker = testName + "-worker"
+		worker := testName + "-worker"
 		isOpen := func() bool {
 			t.Helper()
 			n, err := kept.client.CoreV1().Nodes().Get(t.Context(), worker, metav1.GetOptions{})

@@ -3,7 +3,9 @@ package report
 import (
 	"fmt"
 	"io"
+	"maps"
 	"os"
+	"strings"
 	"sync"
 	"time"
 
@@ -19,16 +21,16 @@ type Live struct {
 	width int // of the terminal; 0: none
 
 	mu     sync.Mutex
-	part   string
+	part   string // that was heard of last
 	step   string
-	began  time.Time // of the part
-	onLine bool      // the cursor stands behind a line that may change
-	turn   int       // counts such lines: each has a goroutine that rewrites it
+	began  map[string]time.Time // of each part that goes on
+	onLine bool                 // the cursor stands behind a line that may change
+	turn   int                  // counts such lines: each has a goroutine that rewrites it
 }
 
 // NewLive shows on w.
 func NewLive(w io.Writer) *Live {
-	l := &Live{w: w}
+	l := &Live{w: w, began: map[string]time.Time{}}
 	if f, ok := w.(*os.File); ok && term.IsTerminal(int(f.Fd())) {
 		if width, _, err := term.GetSize(int(f.Fd())); err == nil {
 			l.width = max(width, 20)
@@ -41,13 +43,13 @@ func NewLive(w io.Writer) *Live {
 func (l *Live) Step(name, part, step string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if now := name + "  " + part; now != l.part {
-		l.part, l.began = now, time.Now()
+	l.part, l.step = name+"  "+part, step
+	if l.began[l.part].IsZero() {
+		l.began[l.part] = time.Now()
 		if l.width == 0 {
-			fmt.Fprintln(l.w, now)
+			fmt.Fprintln(l.w, l.part)
 		}
 	}
-	l.step = step
 	if l.width > 0 && !l.onLine {
 		l.onLine = true
 		l.turn++
@@ -63,7 +65,7 @@ func (l *Live) tick(turn int) {
 			l.mu.Unlock()
 			return
 		}
-		line := []rune(fmt.Sprintf("%s  %4.1f s  %s", l.part, time.Since(l.began).Seconds(), l.step))
+		line := []rune(fmt.Sprintf("%s  %4.1f s  %s", l.part, time.Since(l.began[l.part]).Seconds(), l.step))
 		fmt.Fprint(l.w, "\r\x1b[K"+string(line[:min(len(line), l.width-1)])) // a wrapped line could not be taken back
 		l.mu.Unlock()
 		time.Sleep(100 * time.Millisecond)
@@ -71,7 +73,12 @@ func (l *Live) tick(turn int) {
 }
 
 // Done shows a result for good.
-func (l *Live) Done(r scenario.Result) { l.Say(Line(r)) }
+func (l *Live) Done(r scenario.Result) {
+	l.mu.Lock()
+	maps.DeleteFunc(l.began, func(part string, _ time.Time) bool { return strings.HasPrefix(part, r.Scenario.Name+"  ") })
+	l.mu.Unlock()
+	l.Say(Line(r))
+}
 
 // Say writes a line that stays.
 func (l *Live) Say(line string) {
@@ -89,7 +96,6 @@ func (l *Live) Clear() {
 }
 
 func (l *Live) clear() {
-	l.part = ""
 	if l.onLine {
 		fmt.Fprint(l.w, "\r\x1b[K")
 		l.onLine = false

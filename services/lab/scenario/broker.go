@@ -13,6 +13,7 @@ type Broker struct{ w *World }
 // Kill ends the Erlang VM of every node by SIGKILL. The broker is away until
 // Start.
 func (b Broker) Kill() {
+	b.w.breaks("the broker")
 	b.w.tell("SIGKILL to the broker")
 	b.w.must(b.w.broker.CrashAll(b.w.ctx), "kill the broker")
 }
@@ -33,6 +34,7 @@ func (b Broker) Leader(queue string) int {
 // KillNode ends one node's VM by SIGKILL. Where nobody watches over nodes it is
 // away until Start.
 func (b Broker) KillNode(node int) {
+	b.w.breaks("the broker")
 	b.w.tell("SIGKILL to one node of the broker")
 	b.w.must(b.w.broker.Crash(b.w.ctx, node), "kill node %d", node)
 }
@@ -40,6 +42,7 @@ func (b Broker) KillNode(node int) {
 // Roll restarts one node after the other, as for a new version, and returns when
 // the last is back.
 func (b Broker) Roll() {
+	b.w.breaks("the broker")
 	b.w.tell("restarting one node of the broker after the other")
 	b.w.must(substrate.Roll(b.w.ctx, b.w.broker), "restart the broker's nodes")
 }

@@ -23,6 +23,7 @@ var brokerKilled = Scenario{
 	Topic:   "persistence",
 	Broke:   "broker: SIGKILL of its VM, and a restart",
 	Promise: "every confirmed request is still there",
+	Alone:   true,
 	Run:     killBroker(amqp.Persistent),
 	Controls: []Control{{
 		Name:   "transient, classic queue",

@@ -20,6 +20,7 @@ var leaderKilled = Scenario{
 	Broke:   "broker: SIGKILL of the node that leads the queue",
 	Promise: "another leads, every call is answered",
 	Needs:   Needs{Nodes: 3},
+	Alone:   true,
 	Run:     killLeader,
 	Controls: []Control{{
 		Name:   "classic queue",

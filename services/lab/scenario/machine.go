@@ -69,6 +69,7 @@ func (m *Machine) Load(args ...string) *Client {
 // Stop cuts the power, and returns when the cluster has noticed. Whatever
 // happens then, it is on again when the scenario is over.
 func (m *Machine) Stop() {
+	m.w.breaks("a machine")
 	m.w.tell("stopping " + m.name)
 	for _, s := range m.serves {
 		s.Doomed(1)

@@ -18,6 +18,7 @@ var noServer = Scenario{
 	Topic:   "failing fast",
 	Broke:   "no server; then no queue; then no broker",
 	Promise: "wait or fail at once as asked, never hang",
+	Alone:   true,
 	Run: func(w *World) {
 		// ARRANGE  the queue is there, and an auditor for what expires in it
 		w.Audit(nil)

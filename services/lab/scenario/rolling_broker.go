@@ -20,6 +20,7 @@ var rollingBroker = Scenario{
 	Broke:   "RabbitMQ's nodes restart, one after the other",
 	Promise: "every call is answered",
 	Needs:   Needs{Kubernetes: true, Nodes: 3},
+	Alone:   true,
 	Run:     rollBroker(),
 	Controls: []Control{{
 		Name:   "no retry",

@@ -22,11 +22,12 @@ const (
 	closeWithin = 30 * time.Second
 )
 
-// Runner runs scenarios on a substrate, one after the other.
+// Runner runs scenarios on a substrate; those that are not Alone also at once.
 type Runner struct {
 	Substrate substrate.Substrate
 	Record    func(event.Line)                  // gets every line of every room; may be nil
 	Tell      func(scenario, part, step string) // progress; may be nil
+	Failed    func(context.Context)             // is called while what did not go as it must is still there; may be nil
 }
 
 // Result is what a scenario came to.
@@ -62,7 +63,10 @@ func (r Runner) Run(ctx context.Context, s Scenario) (result Result) {
 		result.Verdict, result.Reason = Skipped, lacks
 		return result
 	}
-	p := r.play(ctx, s.Name, "promise", nil, s.Run)
+	p := r.play(ctx, s, "promise", nil, s.Run, func(p played) bool {
+		word, _ := p.word()
+		return word == Held || word == Skipped
+	})
 	result.Verdict, result.Reason = p.word()
 	result.Evidence = p.evidence
 	if p.verdict != nil {
@@ -75,7 +79,10 @@ func (r Runner) Run(ctx context.Context, s Scenario) (result Result) {
 		result.Lives, result.Logs = p.lives(), p.logs
 	}
 	for _, c := range s.Controls {
-		p := r.play(ctx, s.Name, "control: "+c.Name, c.Change, c.Run)
+		p := r.play(ctx, s, "control: "+c.Name, c.Change, c.Run, func(p played) bool {
+			word, _ := p.failedAsItMust(c.Breaks)
+			return word == FailedAsItMust
+		})
 		failed, why := p.failedAsItMust(c.Breaks)
 		result.Controls = append(result.Controls, ControlResult{c.Name, failed, why, p.evidence})
 		if failed == DidNotFail && result.Verdict == Held {
@@ -96,13 +103,14 @@ type played struct {
 	logs      map[string][]string
 }
 
-func (r Runner) play(ctx context.Context, name, part string, change Change, run func(*World)) (p played) {
+func (r Runner) play(ctx context.Context, s Scenario, part string, change Change, run func(*World), asItMust func(played) bool) (p played) {
 	slow := time.Duration(r.Substrate.Patience())
-	ctx, cancel := context.WithTimeout(ctx, slow*playWithin)
+	whole := ctx
+	ctx, cancel := context.WithTimeout(whole, slow*playWithin)
 	defer cancel()
 	tell := func(step string) {
 		if r.Tell != nil {
-			r.Tell(name, part, step)
+			r.Tell(s.Name, part, step)
 		}
 	}
 	l := ledger.New()
@@ -120,12 +128,12 @@ func (r Runner) play(ctx context.Context, name, part string, change Change, run 
 		altered = func(t *topology.Topology) { change(r.Substrate.Broker().Version(), t) }
 	}
 	tell("making room")
-	room, err := r.Substrate.Open(ctx, name, altered, record)
+	room, err := r.Substrate.Open(ctx, s.Name, altered, record)
 	if err != nil {
 		return played{err: fmt.Errorf("open a room: %w", err)}
 	}
 	w := &World{
-		ctx: ctx, under: r.Substrate, room: room, broker: r.Substrate.Broker(), ledger: l, slow: slow, record: record, tell: tell, names: map[string]int{},
+		ctx: ctx, alone: s.Alone, under: r.Substrate, room: room, broker: r.Substrate.Broker(), ledger: l, slow: slow, record: record, tell: tell, names: map[string]int{},
 		queues: []string{contract.RequestQueue, contract.DeadLetterQueue},
 	}
 	w.Broker = Broker{w}
@@ -140,6 +148,9 @@ func (r Runner) play(ctx context.Context, name, part string, change Change, run 
 			p.evidence += "  " + strings.Join(p.verdict.notes, "  ")
 		}
 		p.disturbed = room.Disturbances()
+		if r.Failed != nil && !asItMust(p) {
+			r.Failed(whole)
+		}
 		closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), slow*closeWithin)
 		defer cancel()
 		p.err = errors.Join(p.err, w.startMachines(closing)) // first: pods on one that is off cannot be ended

@@ -21,6 +21,7 @@ type Scenario struct {
 	Broke   string // what breaks; fits a column of the table
 	Promise string // what must hold; likewise
 	Needs   Needs
+	Alone   bool // it breaks what rooms share, the broker or a machine: no other may run meanwhile
 	Run     func(*World)
 
 	Controls []Control

@@ -22,6 +22,7 @@ var workerStopped = Scenario{
 	Broke:   "a worker stops, with a server and a broker node",
 	Promise: "the rest answers every call",
 	Needs:   Needs{Kubernetes: true, Nodes: 3},
+	Alone:   true,
 	Run:     stopWorker(true, "150s"),
 	Controls: []Control{{
 		Name:   "both servers on it",

@@ -47,6 +47,7 @@ type World struct {
 	Broker Broker
 
 	ctx    context.Context
+	alone  bool // no other room is open
 	under  substrate.Substrate
 	room   substrate.Room
 	broker substrate.Broker
@@ -71,6 +72,13 @@ type stop struct{ err error }
 func (w *World) must(err error, what string, args ...any) {
 	if err != nil {
 		panic(stop{fmt.Errorf("%s: %w", fmt.Sprintf(what, args...), err)})
+	}
+}
+
+// breaks is called before anything is broken that rooms share.
+func (w *World) breaks(what string) {
+	if !w.alone {
+		panic(what + " is everybody's: the scenario must be Alone")
 	}
 }
 
