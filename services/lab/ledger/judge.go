@@ -225,7 +225,7 @@ func earlyAcks(streams [][]event.Line) Set {
 		safe := map[string]int{}
 		for _, line := range lines {
 			switch line.Event {
-			case event.ReplyConfirmed, event.ReplyReturned, event.Audited:
+			case event.ReplyConfirmed, event.Orphaned, event.Audited:
 				safe[line.Request]++
 			case event.Acked:
 				if safe[line.Request]--; safe[line.Request] < 0 {

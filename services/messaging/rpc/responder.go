@@ -29,10 +29,11 @@ func NewResponder(publisher *session.Publisher, events *event.Recorder) *Respond
 // maxReplyNacks is how often a reply is offered to a broker that refuses it. A
 // reply queue is on the node that its caller was connected to, so whoever lost
 // the one lost the other, and asks again on a new connection. Until the node is
-// back the broker nacks every reply to it (4.3.6): without an end they would fill
-// a server's prefetch, and nobody would be answered. So many nacks are not the
-// channel's: after three of them it has been replaced, or it has acked others.
-const maxReplyNacks = 6
+// back the broker nacks every reply to it, and takes seconds for each, which the
+// channel's others wait for, too (4.3.6). Without an end they would fill a
+// server's prefetch, and nobody would be answered. Nacks that may be the
+// channel's own do not count.
+const maxReplyNacks = 2
 
 // Reply publishes the reply to d and returns once its fate is known:
 //
@@ -58,7 +59,10 @@ func (r *Responder) Reply(ctx context.Context, d *session.Delivery, reply contra
 			r.record(event.Orphaned, d, reply, errors.New("nobody is bound to "+d.ReplyTo))
 			return outcome, fmt.Errorf("reply to %s: %w", d.ReplyTo, err)
 		case session.Nacked:
-			if nacks++; nacks == maxReplyNacks {
+			if !errors.Is(err, session.ErrOnlyNacks) {
+				nacks++
+			}
+			if nacks == maxReplyNacks {
 				r.record(event.Orphaned, d, reply, fmt.Errorf("a queue bound to %s is away: %w", d.ReplyTo, err))
 				return outcome, fmt.Errorf("reply to %s: %w", d.ReplyTo, err)
 			}

@@ -20,7 +20,8 @@ type Outcome uint8
 
 // The outcomes. NotWritten and Returned are definite: no queue has the
 // message. Confirmed is definite too: the broker has taken responsibility.
-// Nacked is the broker's refusal. Unknown means that the channel died before
+// Nacked is the broker's refusal; with ErrOnlyNacks the channel may be to blame,
+// which has acked nothing yet. Unknown means that the channel died before
 // the broker answered: publish again under the same message-id, and expect a
 // duplicate. The client library reports the last two alike (ack=false).
 const (
@@ -457,11 +458,15 @@ func (w *writer) readConfirms(returns <-chan amqp.Return) {
 			// 3.10.8 was seen to nack for ever on a channel that was opened right
 			// after a leader died. A fresh epoch mends that; where it does not, the
 			// queue is full or away, and the callers must know.
-			if nacks++; nacks >= 3 && !acked && !w.rescued {
-				w.rescued = true
-				w.e.fail(ErrOnlyNacks)
+			refused := errors.New("the broker refused it")
+			if !acked && !w.rescued {
+				refused = fmt.Errorf("%w: %w", refused, ErrOnlyNacks)
+				if nacks++; nacks == 3 {
+					w.rescued = true
+					w.e.fail(ErrOnlyNacks)
+				}
 			}
-			w.settle(it, Nacked, w.e.id, errors.New("the broker refused it"))
+			w.settle(it, Nacked, w.e.id, refused)
 		}
 	}
 }

@@ -116,7 +116,9 @@ func (c *Config) dial(ctx context.Context, rawURL, name string, id uint64) (*epo
 	var raw *conn
 	stop := func() bool { return true }
 	cfg.Dial = func(network, addr string) (net.Conn, error) {
-		d := net.Dialer{Timeout: c.OpenTimeout}
+		// An address without a machine behind it must leave time for the next: a
+		// Service of Kubernetes has them until it knows that a node is lost.
+		d := net.Dialer{Timeout: c.OpenTimeout / 3}
 		tcp, err := d.DialContext(ctx, network, addr)
 		if err != nil {
 			return nil, err
