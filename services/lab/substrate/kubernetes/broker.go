@@ -208,14 +208,19 @@ func (b *Broker) CrashAll(ctx context.Context) error {
 	if err := errors.Join(errs...); err != nil {
 		return err
 	}
+	var pods []*corev1.Pod
+	for i := range b.nodes {
+		if pod := b.s.pods.get(b.pod(i)); pod != nil {
+			pods = append(pods, pod)
+			b.s.pods.end(pod) // the StatefulSet's controller may be the first to delete it
+		}
+	}
 	if err := b.scale(ctx, 0); err != nil {
 		return err
 	}
-	for i := range b.nodes {
-		if pod := b.s.pods.get(b.pod(i)); pod != nil {
-			// Not by force: two VMs on one volume must not be, so the old pod has to be gone.
-			errs = append(errs, b.s.pods.remove(ctx, pod, new(int64(1))))
-		}
+	for _, pod := range pods {
+		// Not by force: two VMs on one volume must not be, so the old pod has to be gone.
+		errs = append(errs, b.s.pods.remove(ctx, pod, new(int64(1))))
 	}
 	for i := range b.nodes {
 		errs = append(errs, b.s.pods.await(ctx, b.pod(i), func(p *corev1.Pod) bool { return p == nil }))
