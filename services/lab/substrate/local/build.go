@@ -32,6 +32,9 @@ func (b *binaries) path(ctx context.Context, kind substrate.Kind) (string, error
 		if err != nil {
 			return "", fmt.Errorf("source of %s: %w or give --bin-dir", kind, err)
 		}
+		if err := os.MkdirAll(b.dir, 0o700); err != nil {
+			return "", fmt.Errorf("build %s: %w", kind, err)
+		}
 		cmd := exec.CommandContext(ctx, "go", "build", "-o", path, ".")
 		cmd.Dir = filepath.Join(root, "services", string(kind))
 		cmd.Env = append(os.Environ(), "GOTMPDIR="+b.dir) // a build that is cut off leaves its folder
