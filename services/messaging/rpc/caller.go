@@ -399,8 +399,11 @@ func (p *pending) run(ctx context.Context) (contract.Reply, error) {
 						return p.fail(fmt.Errorf("%w: %w", ErrUnknown, s.err))
 					}
 				case session.Nacked:
-					p.maybe = true // refused by one, but no proof that none has it
-					if nacks++; nacks == maxNacks || !pause(ctx, time.Duration(nacks)*50*time.Millisecond) {
+					p.maybe = true                               // refused by one, but no proof that none has it
+					if !errors.Is(s.err, session.ErrOnlyNacks) { // the channel will be replaced
+						nacks++
+					}
+					if nacks == maxNacks || !pause(ctx, time.Duration(max(1, nacks))*50*time.Millisecond) {
 						return p.fail(fmt.Errorf("%w: %w", ErrOverloaded, s.err))
 					}
 				}

@@ -31,8 +31,7 @@ func NewResponder(publisher *session.Publisher, events *event.Recorder) *Respond
 // the one lost the other, and asks again on a new connection. Until the node is
 // back the broker nacks every reply to it, and takes seconds for each, which the
 // channel's others wait for, too (4.3.6). Without an end they would fill a
-// server's prefetch, and nobody would be answered. Nacks that may be the
-// channel's own do not count.
+// server's prefetch, and nobody would be answered.
 const maxReplyNacks = 2
 
 // Reply publishes the reply to d and returns once its fate is known:
@@ -59,13 +58,11 @@ func (r *Responder) Reply(ctx context.Context, d *session.Delivery, reply contra
 			r.record(event.Orphaned, d, reply, errors.New("nobody is bound to "+d.ReplyTo))
 			return outcome, fmt.Errorf("reply to %s: %w", d.ReplyTo, err)
 		case session.Nacked:
-			if !errors.Is(err, session.ErrOnlyNacks) {
-				nacks++
-			}
-			if nacks == maxReplyNacks {
+			if nacks++; nacks == maxReplyNacks {
 				r.record(event.Orphaned, d, reply, fmt.Errorf("a queue bound to %s is away: %w", d.ReplyTo, err))
 				return outcome, fmt.Errorf("reply to %s: %w", d.ReplyTo, err)
 			}
+			wait = time.Second // the other nodes may be about to notice
 		}
 		select {
 		case <-time.After(wait):

@@ -76,7 +76,7 @@ type Publisher struct {
 	*link
 	options PublisherOptions
 	items   chan *item
-	rescued bool // a channel that only nacked was replaced; it was not so since the last ack
+	rescues int // channels that only nacked and were replaced, since the last ack
 }
 
 type item struct {
@@ -413,13 +413,25 @@ type barrier chan struct{}
 func (b barrier) Written(uint64)                 {}
 func (b barrier) Settled(Outcome, uint64, error) { b <- struct{}{} }
 
+// maxRescues is how many channels in a row are to blame for their nacks; it is
+// reached after seven seconds of nacks, more than 3.10.8 takes to elect a leader.
+const maxRescues = 5
+
+// rescueAfter is how long a channel may only nack after so many that did.
+func rescueAfter(rescues int) time.Duration {
+	if rescues == 0 {
+		return 0
+	}
+	return min(250*time.Millisecond<<min(rescues, 10), 30*time.Second)
+}
+
 // readConfirms settles what was written, in that order. The broker sends a
 // return before the confirm of the same message, and the library's one reader
 // hands both over in that order: so whoever drains the returns after the
 // confirm has seen them all.
 func (w *writer) readConfirms(returns <-chan amqp.Return) {
 	returned := map[sender]amqp.Return{}
-	nacks, acked := 0, false
+	nacks, acked, opened := 0, false, time.Now()
 	for it := range w.pending {
 		if it.confirm == nil {
 			it.tracker.Settled(Confirmed, w.e.id, nil) // a barrier
@@ -449,22 +461,23 @@ func (w *writer) readConfirms(returns <-chan amqp.Return) {
 			delete(returned, from)
 			w.settle(it, Returned, w.e.id, fmt.Errorf("%d %s", r.ReplyCode, r.ReplyText))
 		case it.confirm.Acked():
-			acked, w.rescued = true, false
+			acked, w.rescues = true, 0
 			w.settle(it, Confirmed, w.e.id, nil)
 		case w.e.ctx.Err() != nil || w.ch.IsClosed(): // the library says "nack" of a dying channel
 			<-w.e.ctx.Done() // the reason is on its way
 			w.settle(it, Unknown, w.e.id, context.Cause(w.e.ctx))
 		default:
 			// 3.10.8 was seen to nack for ever on a channel that was opened right
-			// after a leader died. A fresh epoch mends that; where it does not, the
-			// queue is full or away, and the callers must know.
+			// after a leader died. A fresh epoch mends that, once there is another
+			// leader; where it does not, the queue is full or away, and the callers
+			// must know.
 			refused := errors.New("the broker refused it")
-			if !acked && !w.rescued {
+			if !acked && w.rescues < maxRescues {
 				refused = fmt.Errorf("%w: %w", refused, ErrOnlyNacks)
-				if nacks++; nacks == 3 {
-					w.rescued = true
-					w.e.fail(ErrOnlyNacks)
-				}
+			}
+			if nacks++; !acked && nacks >= 3 && time.Since(opened) >= rescueAfter(w.rescues) {
+				w.rescues++
+				w.e.fail(ErrOnlyNacks)
 			}
 			w.settle(it, Nacked, w.e.id, refused)
 		}
