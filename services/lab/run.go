@@ -141,6 +141,16 @@ func play(ctx context.Context, where *place, chosen []scenario.Scenario, paralle
 			live.Done(results[i])
 		}
 	}
+	inTurn(chosen, parallel, one)
+	if ctx.Err() != nil {
+		return nil, ctx.Err()
+	}
+	return results, nil
+}
+
+// inTurn calls one for the index of every scenario, so many at once. What is
+// Alone comes after the others, if there are any beside it.
+func inTurn(chosen []scenario.Scenario, parallel int, one func(i int)) {
 	var together errgroup.Group
 	together.SetLimit(parallel)
 	for i, s := range chosen {
@@ -154,10 +164,6 @@ func play(ctx context.Context, where *place, chosen []scenario.Scenario, paralle
 			one(i)
 		}
 	}
-	if ctx.Err() != nil {
-		return nil, ctx.Err()
-	}
-	return results, nil
 }
 
 // conclude prints the results and makes the exit status of them.

@@ -7,7 +7,9 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	"warren.example/lab/scenario"
 	"warren.example/messaging/event"
@@ -115,6 +117,33 @@ func TestChooseAll(t *testing.T) {
 	chosen, err := choose(nil, true)
 	if err != nil || len(chosen) != len(scenario.All()) || !slices.Contains(scenarioNames(), chosen[0].Name) {
 		t.Errorf("got %d scenarios, %v, want all %d", len(chosen), err, len(scenario.All()))
+	}
+}
+
+// What breaks the broker for all must not meet anybody; the others must meet, or
+// nothing was gained.
+func TestTwoAtOnceAndThenAlone(t *testing.T) {
+	chosen := []scenario.Scenario{{Name: "first"}, {Name: "breaker", Alone: true}, {Name: "second"}}
+	meet, others := make(chan struct{}), atomic.Int32{}
+	inTurn(chosen, 2, func(i int) {
+		if chosen[i].Alone {
+			if others.Load() != 2 {
+				t.Errorf("%s began before the others had ended", chosen[i].Name)
+			}
+			return
+		}
+		select {
+		case meet <- struct{}{}:
+		case <-meet:
+		case <-time.After(10 * time.Second):
+			t.Errorf("%s met nobody", chosen[i].Name)
+		}
+		others.Add(1)
+	})
+	var order []string
+	inTurn(chosen, 1, func(i int) { order = append(order, chosen[i].Name) })
+	if !slices.Equal(order, []string{"first", "breaker", "second"}) {
+		t.Errorf("one at a time: got %v, want the order of the command", order)
 	}
 }
 

@@ -181,6 +181,10 @@ func TestPlantedBugsAreFoundAndNamed(t *testing.T) {
 			l[ack], l[confirm] = l[confirm], l[ack]
 			return renumber(l)
 		}, ReplyFirst, "b"},
+		"acked although the reply came back, and nothing on record": {func(t *testing.T, l lines) lines {
+			l[find(t, l, event.ReplyConfirmed, "b", 1)].Event = event.ReplyReturned
+			return l
+		}, ReplyFirst, "b"},
 		"a server that leaves when the broker does": {func(t *testing.T, l lines) lines {
 			end := event.Line{Instance: "server-0", Start: 1, Event: event.EOF}
 			return renumber(slices.Insert(l, find(t, l, event.Delivered, "a", 2), end))
@@ -196,6 +200,17 @@ func TestPlantedBugsAreFoundAndNamed(t *testing.T) {
 				t.Errorf("incomplete: got %v, want none: the planted bug is no gap", got)
 			}
 		})
+	}
+}
+
+// A reply that nobody can receive is safe once it is on record.
+func TestAnOrphanMayBeAcked(t *testing.T) {
+	lines := story()
+	lines[find(t, lines, event.ReplyConfirmed, "b", 1)].Event = event.Orphaned
+	for _, f := range ledgerOf(lines).Judge() {
+		if f.Invariant == ReplyFirst {
+			t.Errorf("got %q on %s, want no such finding", f.Invariant, f.Requests)
+		}
 	}
 }
 

@@ -83,3 +83,24 @@ func TestSettle(t *testing.T) {
 		})
 	}
 }
+
+// A scenario that breaks what others use at the same time is a bug, found before
+// anything is broken.
+func TestWhatIsSharedIsBrokenAlone(t *testing.T) {
+	w := &World{}
+	for name, fault := range map[string]func(){
+		"Kill":     Broker{w}.Kill,
+		"KillNode": func() { Broker{w}.KillNode(0) },
+		"Roll":     Broker{w}.Roll,
+		"Stop":     (&Machine{w: w}).Stop,
+	} {
+		func() {
+			defer func() {
+				if why, _ := recover().(string); !strings.Contains(why, "must be Alone") {
+					t.Errorf("%s: got %q, want a refusal", name, why)
+				}
+			}()
+			fault()
+		}()
+	}
+}
