@@ -31,8 +31,8 @@ const (
 
 // look is the pause between two looks at a room that seems quiet. If something
 // is unaccounted for the second look comes later, so that a straggler is seen
-// rather than called lost. Both are times the patience too: the slower a broker's
-// counts become known, the longer a queue may only seem to be empty.
+// rather than called lost, and after the broker's next count of what is in hand
+// or being dead-lettered. Both are times the patience too: elsewhere it counts less often.
 const (
 	look     = 250 * time.Millisecond
 	lookLong = 1500 * time.Millisecond

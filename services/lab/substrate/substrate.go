@@ -51,8 +51,9 @@ type Room interface {
 	Close(ctx context.Context) error
 }
 
-// QueueState counts messages as the management API does. Samples there are
-// seconds old by default; a substrate sets its broker's statistics interval low.
+// QueueState counts messages. Ready is not 0 by mistake; the others are the
+// management API's samples, which are seconds old by default: a substrate sets
+// its broker's statistics interval low.
 type QueueState struct {
 	Ready, Unacked, DeadLettering int // DeadLettering: messages_dlx, kept until the dead-letter queue confirms them
 	Consumers                     int

@@ -77,9 +77,9 @@ func (r *Room) AdminURL() string { return r.s.broker.url(adminUser, r.name) }
 // Queue counts messages. It asks again while no node answers.
 func (r *Room) Queue(ctx context.Context, name string) (substrate.QueueState, error) {
 	for {
-		q, err := r.s.broker.api.Queue(ctx, r.name, name)
+		q, err := r.s.broker.api.State(ctx, r.name, name, r.AdminURL())
 		if status := vhost.Status(err); err == nil || ctx.Err() != nil || status/100 == 4 {
-			return q.State(), err
+			return q, err
 		}
 		pause(ctx, retryAfter)
 	}

@@ -49,6 +49,39 @@ func open(t *testing.T, s *Substrate, change func(*topology.Topology)) *Room {
 	return r.(*Room)
 }
 
+// A queue is never empty by mistake: whatever the broker has confirmed is counted
+// at once, at whatever time of the broker's own count.
+func TestWhatIsConfirmedIsCounted(t *testing.T) {
+	r := open(t, newSubstrate(t, Options{}), nil)
+	conn, err := vhost.Dial(r.AdminURL())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	ch, err := conn.Channel()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := ch.Confirm(false); err != nil {
+		t.Fatal(err)
+	}
+	for range 10 {
+		c, err := ch.PublishWithDeferredConfirm("", contract.RequestQueue, true, false, amqp.Publishing{DeliveryMode: amqp.Persistent})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if acked, err := c.WaitContext(t.Context()); err != nil || !acked {
+			t.Fatalf("confirmed %v, %v", acked, err)
+		}
+		if q, err := r.Queue(t.Context(), contract.RequestQueue); err != nil || q.Ready == 0 {
+			t.Fatalf("got %+v, %v, want a message that is ready", q, err)
+		}
+		if _, err := ch.QueuePurge(contract.RequestQueue, false); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 // A crashed broker comes back on its data: what was durable, persistent and
 // confirmed is there; the control, a transient message, is not.
 func TestCrashKeepsDurableData(t *testing.T) {

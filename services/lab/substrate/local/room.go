@@ -119,8 +119,7 @@ func (r *Room) Queue(ctx context.Context, name string) (substrate.QueueState, er
 	if m.URL == "" {
 		return substrate.QueueState{}, fmt.Errorf("count the messages of queue %s: needs --management-url: %w", name, substrate.ErrUnsupported)
 	}
-	q, err := m.Queue(ctx, r.vhost, name)
-	return q.State(), err
+	return m.State(ctx, r.vhost, name, r.AdminURL())
 }
 
 // Disturbances are none: nobody else knows of what runs in the room.

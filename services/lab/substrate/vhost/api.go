@@ -12,6 +12,8 @@ import (
 	"strings"
 	"time"
 
+	amqp "github.com/rabbitmq/amqp091-go"
+
 	"warren.example/lab/substrate"
 	"warren.example/messaging/contract"
 	"warren.example/messaging/topology"
@@ -191,9 +193,33 @@ type QueueInfo struct {
 	Consumers int    `json:"consumers"`
 }
 
-// State is what a scenario reads of it.
-func (q QueueInfo) State() substrate.QueueState {
-	return substrate.QueueState{Ready: q.Ready, Unacked: q.Unacked, DeadLettering: q.DLX, Consumers: q.Consumers}
+// State counts a queue's messages for a scenario. What seems to be empty is asked
+// itself, on any of the nodes that urls name: the API's counts were up to 1.5 s
+// old on 3.10.8 and 4.3.6, however often they are taken, because it samples them once a
+// second, and by those what has just come back into a queue was never there.
+func (a API) State(ctx context.Context, vhost, name, urls string) (substrate.QueueState, error) {
+	q, err := a.Queue(ctx, vhost, name)
+	if err == nil && q.Ready == 0 {
+		q.Ready, err = readyNow(urls, name)
+	}
+	return substrate.QueueState{Ready: q.Ready, Unacked: q.Unacked, DeadLettering: q.DLX, Consumers: q.Consumers}, err
+}
+
+func readyNow(urls, queue string) (ready int, err error) {
+	for url := range strings.SplitSeq(urls, ",") { // a node may be away
+		var conn *amqp.Connection
+		if conn, err = Dial(url); err != nil {
+			continue
+		}
+		defer conn.Close()
+		ch, err := conn.Channel()
+		if err != nil {
+			return 0, err
+		}
+		q, err := ch.QueueDeclarePassive(queue, durable, !autoDelete, !exclusive, !noWait, nil)
+		return q.Messages, err
+	}
+	return 0, err
 }
 
 // LedBy is the node that leads the queue; a classic queue has one node only.
