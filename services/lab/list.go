@@ -24,14 +24,17 @@ func listCommand() *cobra.Command {
 			case "markdown":
 				listMarkdown(cmd)
 				return nil
+			case "topics":
+				listTopics(cmd)
+				return nil
 			case "table":
 				listTable(cmd)
 				return nil
 			}
-			return usageError("--output %s: want table, json or markdown", output)
+			return usageError("--output %s: want table, json, markdown or topics", output)
 		},
 	}
-	cmd.Flags().StringVar(&output, "output", "table", "table, json or markdown")
+	cmd.Flags().StringVar(&output, "output", "table", "table, json, markdown (for a page in docs) or topics (for README.md)")
 	return cmd
 }
 
@@ -59,9 +62,28 @@ func listMarkdown(cmd *cobra.Command) {
 		for _, c := range s.Controls {
 			controls = append(controls, c.Name+": "+c.Shows)
 		}
-		file := "services/lab/scenario/" + strings.ReplaceAll(s.Name, "-", "_") + ".go"
-		fmt.Fprintf(out, "| %s | %s | %s | [%s](%s) |\n", s.Broke, s.Promise, strings.Join(controls, "<br>"), s.Name, file)
+		fmt.Fprintf(out, "| %s | %s | %s | %s |\n", s.Broke, s.Promise, strings.Join(controls, "<br>"), fileLink(s, "../"))
 	}
+}
+
+// listTopics is a row for each topic, in the order of their first scenarios.
+func listTopics(cmd *cobra.Command) {
+	var topics []string
+	links := map[string][]string{}
+	for _, s := range scenario.All() {
+		if links[s.Topic] == nil {
+			topics = append(topics, s.Topic)
+		}
+		links[s.Topic] = append(links[s.Topic], fileLink(s, ""))
+	}
+	fmt.Fprint(cmd.OutOrStdout(), "| topic | scenarios |\n|---|---|\n")
+	for _, topic := range topics {
+		fmt.Fprintf(cmd.OutOrStdout(), "| %s | %s |\n", topic, strings.Join(links[topic], " · "))
+	}
+}
+
+func fileLink(s scenario.Scenario, root string) string {
+	return fmt.Sprintf("[%s](%sservices/lab/scenario/%s.go)", s.Name, root, strings.ReplaceAll(s.Name, "-", "_"))
 }
 
 func listJSON(cmd *cobra.Command) error {

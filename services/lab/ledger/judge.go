@@ -3,6 +3,7 @@ package ledger
 import (
 	"fmt"
 	"slices"
+	"strings"
 
 	"warren.example/messaging/contract"
 	"warren.example/messaging/event"
@@ -142,8 +143,8 @@ func manyOutcomes(streams [][]event.Line) Set {
 func noOutcome(streams [][]event.Line, open []bool) Set {
 	bad := Set{}
 	for i, lines := range streams {
-		if open[i] || len(lines) > 0 && lines[0].Instance == Author {
-			continue // a dead caller was told nothing; the author asks nothing
+		if open[i] || len(lines) > 0 && (lines[0].Instance == Author || strings.HasPrefix(lines[0].Instance, Peer+"-")) {
+			continue // a dead caller was told nothing; the lab asks nothing
 		}
 		asked, told, failed := outcomes(lines)
 		for c := range asked {

@@ -20,9 +20,13 @@ import (
 	"warren.example/messaging/event"
 )
 
-// Author is the instance name of the lab's own publisher. What it publishes is
-// known to the ledger but is no call: nobody waits for an outcome.
-const Author = "lab"
+// Author is the instance name of the lab's own publisher of requests, and Peer
+// begins the names of its others, as in peer-0. What they publish is known to the
+// ledger but is no call: nobody waits for an outcome.
+const (
+	Author = "lab"
+	Peer   = "peer"
+)
 
 // Ledger is safe for concurrent use.
 type Ledger struct {

@@ -13,7 +13,7 @@ import (
 // because the broker has forgotten it and nobody has answered.
 var ackBeforeReply = Scenario{
 	Name:    "ack-before-reply",
-	Topic:   "order of steps",
+	Topic:   "acknowledgements",
 	Broke:   "server: SIGKILL between its reply and its ack",
 	Promise: "reply first, ack last: nothing is lost",
 	Run:     dieBetween(fault.AfterReply, nil, "15s"),

@@ -16,7 +16,7 @@ import (
 // Control: without the unique key the same kill must make two rows.
 var auditorKilled = Scenario{
 	Name:    "auditor-killed",
-	Topic:   "exactly once, by key",
+	Topic:   "dead letters",
 	Broke:   "auditor: SIGKILL after the commit, before the ack",
 	Promise: "one row per death, seen twice",
 	Run:     killAuditor(nil),

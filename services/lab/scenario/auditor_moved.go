@@ -16,7 +16,7 @@ import (
 // make two rows of one death.
 var auditorMoved = Scenario{
 	Name:    "auditor-moved",
-	Topic:   "exactly once, by key",
+	Topic:   "Kubernetes",
 	Broke:   "the auditor's pod is moved, and hangs",
 	Promise: "one row per death, by either pod",
 	Needs:   Needs{Kubernetes: true},

@@ -1,12 +1,9 @@
 package scenario
 
 import (
-	"context"
 	"encoding/json"
-	"fmt"
+	"errors"
 	"strconv"
-	"strings"
-	"sync"
 	"time"
 
 	"github.com/google/uuid"
@@ -16,16 +13,6 @@ import (
 	"warren.example/messaging/contract"
 	"warren.example/messaging/event"
 )
-
-// author publishes what our client would refuse to. It keeps its own part of
-// the ledger: intents, confirms, and the replies that it gets.
-type author struct {
-	conn    *amqp.Connection
-	ch      *amqp.Channel
-	events  *event.Recorder
-	replies sync.WaitGroup
-	closing sync.Once
-}
 
 // lineWriter lets a Recorder write where lines are taken.
 type lineWriter func(event.Line)
@@ -39,43 +26,25 @@ func (take lineWriter) Write(b []byte) (int, error) {
 	return len(b), nil
 }
 
-func newAuthor(url string, take func(event.Line)) (*author, error) {
-	url, _, _ = strings.Cut(url, ",") // one of several nodes is enough
-	conn, err := amqp.Dial(url)
-	if err != nil {
-		return nil, err
-	}
-	a := &author{conn: conn, events: event.NewRecorder(lineWriter(take), "lab", ledger.Author)}
-	if err := a.open(); err != nil {
-		_ = conn.Close()
-		return nil, err
-	}
-	return a, nil
-}
-
-// open makes a reply queue like a client's, and a channel with confirms.
-func (a *author) open() error {
-	var err error
-	if a.ch, err = a.conn.Channel(); err != nil {
-		return err
-	}
+// stranger makes a peer that publishes what our client would refuse to, as the
+// user calc-client, and has a reply queue like a client's.
+func (w *World) stranger() *Peer {
+	p := w.Broker.connect(ledger.Author, w.room.URL(contract.UserClient), amqp.Config{})
 	queue := contract.ClientReplyQueue + "." + ledger.Author + ".1"
-	if _, err := a.ch.QueueDeclare(queue, false, false, true, false, nil); err != nil {
-		return fmt.Errorf("declare %s: %w", queue, err)
-	}
-	if err := a.ch.QueueBind(queue, contract.ReplyKey(contract.UserClient, ledger.Author), contract.ReplyExchange, false, nil); err != nil {
-		return fmt.Errorf("bind %s: %w", queue, err)
-	}
-	replies, err := a.ch.Consume(queue, "", true, true, false, false, nil)
-	if err != nil {
-		return fmt.Errorf("consume %s: %w", queue, err)
-	}
-	a.replies.Go(func() {
+	_, err := p.QueueDeclare(queue, false, false, true, false, nil)
+	w.must(err, "declare %s", queue)
+	w.must(p.QueueBind(queue, contract.ReplyKey(contract.UserClient, ledger.Author), contract.ReplyExchange, false, nil), "bind %s", queue)
+	replies, err := p.Consume(queue, "", true, true, false, false, nil)
+	w.must(err, "consume %s", queue)
+	p.readers.Go(func() {
 		told := map[string]bool{}
-		for d := range replies { // ends with the connection
+		for d := range replies {
 			line := event.Line{Event: event.Answered, Request: d.CorrelationId}
 			if reply, err := contract.DecodeReply(&d); err != nil {
-				line.Event, line.Code = event.Refused, string(errorCode(err))
+				var e *contract.Error
+				if line.Event = event.Refused; errors.As(err, &e) {
+					line.Code = string(e.Code)
+				}
 			} else {
 				line.Result = reply.Result
 			}
@@ -83,51 +52,10 @@ func (a *author) open() error {
 				line.Event = event.DuplicateReply
 			}
 			told[d.CorrelationId] = true
-			a.events.Record(line)
+			p.events.Record(line)
 		}
 	})
-	return a.ch.Confirm(false)
-}
-
-func errorCode(err error) contract.Code {
-	if e, ok := err.(*contract.Error); ok {
-		return e.Code
-	}
-	return ""
-}
-
-// publish sends all and waits for every confirm.
-func (a *author) publish(ctx context.Context, requests []amqp.Publishing) error {
-	confirms := make([]*amqp.DeferredConfirmation, len(requests))
-	for i, p := range requests {
-		a.events.Record(event.Line{Event: event.Publishing, Request: p.MessageId})
-		c, err := a.ch.PublishWithDeferredConfirm(contract.RequestExchange, contract.RequestKey, true, false, p)
-		if err != nil {
-			return err
-		}
-		confirms[i] = c
-	}
-	for i, c := range confirms {
-		acked, err := c.WaitContext(ctx)
-		if err != nil {
-			return err
-		}
-		kind := event.Confirmed
-		if !acked {
-			kind = event.Unknown
-		}
-		a.events.Record(event.Line{Event: kind, Request: requests[i].MessageId})
-	}
-	return nil
-}
-
-// close may be called twice.
-func (a *author) close() {
-	a.closing.Do(func() {
-		_ = a.conn.Close()
-		a.replies.Wait()
-		a.events.Record(event.Line{Event: event.EOF})
-	})
+	return p
 }
 
 // request is what a well-behaved stranger publishes. Its correlation-id is its

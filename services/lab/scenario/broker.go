@@ -1,6 +1,9 @@
 package scenario
 
 import (
+	"net/url"
+	"strings"
+
 	amqp "github.com/rabbitmq/amqp091-go"
 
 	"warren.example/lab/substrate"
@@ -63,4 +66,13 @@ func (b Broker) RemoveQueue() {
 		return err
 	}(), "delete %s", contract.RequestQueue)
 	b.w.queues = []string{contract.DeadLetterQueue}
+}
+
+// Cut ends every connection in the room, as a broker does that shuts down.
+func (b Broker) Cut() {
+	b.w.tell("closing every connection")
+	u, err := url.Parse(b.w.room.AdminURL())
+	b.w.must(err, "read the room's URL")
+	_, err = b.w.broker.Command(b.w.ctx, 0, "close_all_connections", "--vhost", strings.TrimPrefix(u.Path, "/"), "the lab cuts it")
+	b.w.must(err, "close every connection")
 }

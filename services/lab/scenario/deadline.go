@@ -14,7 +14,7 @@ import (
 // the server must run requests that nobody waits for.
 var deadline = Scenario{
 	Name:    "deadline",
-	Topic:   "deadlines",
+	Topic:   "dead letters",
 	Broke:   "deadlines pass: in the queue, and before the reply",
 	Promise: "expired: audited, never run; late reply: counted",
 	Run:     passDeadlines(nil),

@@ -20,7 +20,7 @@ import (
 // queue without a delivery limit, must see the same messages for ever.
 var invalidMessages = Scenario{
 	Name:    "invalid-messages",
-	Topic:   "validation",
+	Topic:   "dead letters",
 	Broke:   "sixteen kinds of unreadable requests",
 	Promise: "each answered or dead-lettered, none run or looping",
 	Run:     publishRubbish(nil),

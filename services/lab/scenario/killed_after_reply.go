@@ -15,7 +15,7 @@ import (
 // the idempotency key the same kill must execute it twice.
 var killedAfterReply = Scenario{
 	Name:    "killed-after-reply",
-	Topic:   "idempotency",
+	Topic:   "request and reply",
 	Broke:   "server: SIGKILL after the reply, before the ack",
 	Promise: "one answer, executed once, the duplicate counted",
 	Run:     killAfterReply(nil),

@@ -16,7 +16,7 @@ import (
 // the requests are out of reach until that node is back: calls must fail.
 var leaderKilled = Scenario{
 	Name:    "leader-killed",
-	Topic:   "replication",
+	Topic:   "persistence",
 	Broke:   "broker: SIGKILL of the node that leads the queue",
 	Promise: "another leads, every call is answered",
 	Needs:   Needs{Nodes: 3},

@@ -15,7 +15,7 @@ import (
 // its deadline.
 var noServer = Scenario{
 	Name:    "no-server",
-	Topic:   "failing fast",
+	Topic:   "request and reply",
 	Broke:   "no server; then no queue; then no broker",
 	Promise: "wait or fail at once as asked, never hang",
 	Alone:   true,

@@ -13,7 +13,7 @@ import (
 // that leaves at once must make the broker deliver again what it had in hand.
 var podDeleted = Scenario{
 	Name:    "pod-deleted",
-	Topic:   "draining",
+	Topic:   "Kubernetes",
 	Broke:   "Kubernetes deletes a server's pod under load",
 	Promise: "no call fails, nothing is delivered twice",
 	Needs:   Needs{Kubernetes: true},

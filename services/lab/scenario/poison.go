@@ -17,7 +17,7 @@ import (
 // only in the same hands must die with it.
 var poison = Scenario{
 	Name:    "poison",
-	Topic:   "delivery limit",
+	Topic:   "dead letters",
 	Broke:   "a request kills every server that takes it",
 	Promise: "the limit stops it; no other request is harmed",
 	Run:     poisonServers("1"),

@@ -16,7 +16,7 @@ import (
 // must be left, for what it had in flight, not knowing what became of it.
 var rollingBroker = Scenario{
 	Name:    "rolling-broker",
-	Topic:   "reconnecting",
+	Topic:   "Kubernetes",
 	Broke:   "RabbitMQ's nodes restart, one after the other",
 	Promise: "every call is answered",
 	Needs:   Needs{Kubernetes: true, Nodes: 3},

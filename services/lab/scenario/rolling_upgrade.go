@@ -13,7 +13,7 @@ import (
 // what they had in hand, though Kubernetes does everything as before.
 var rollingUpgrade = Scenario{
 	Name:    "rolling-upgrade",
-	Topic:   "deploying",
+	Topic:   "Kubernetes",
 	Broke:   "helm upgrade replaces every server under load",
 	Promise: "no call fails, nothing is delivered twice",
 	Needs:   Needs{Kubernetes: true},

@@ -138,9 +138,7 @@ func (r Runner) play(ctx context.Context, s Scenario, part string, change Change
 	}
 	w.Broker = Broker{w}
 	defer func() { // also after a verb has stopped the scenario, and after Ctrl-C
-		if w.author != nil {
-			w.author.close()
-		}
+		w.disconnect()
 		if p.logs = w.tails(); len(l.Lines()) > 0 {
 			p.evidence = l.Summary()
 		}

@@ -14,7 +14,7 @@ import (
 // recover must take the whole server down.
 var typedError = Scenario{
 	Name:    "typed-error",
-	Topic:   "errors",
+	Topic:   "request and reply",
 	Broke:   "requests without a result; a panic in the server",
 	Promise: "typed errors, no stack, the server stays up",
 	Run:     askForErrors(nil),

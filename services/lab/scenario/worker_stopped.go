@@ -18,7 +18,7 @@ import (
 // deadline.
 var workerStopped = Scenario{
 	Name:    "worker-stopped",
-	Topic:   "placement",
+	Topic:   "Kubernetes",
 	Broke:   "a worker stops, with a server and a broker node",
 	Promise: "the rest answers every call",
 	Needs:   Needs{Kubernetes: true, Nodes: 3},

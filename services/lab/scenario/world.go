@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
+	"net/http"
 	"slices"
 	"strings"
 	"time"
@@ -14,6 +15,7 @@ import (
 
 	"warren.example/lab/ledger"
 	"warren.example/lab/substrate"
+	"warren.example/lab/substrate/vhost"
 	"warren.example/messaging/contract"
 	"warren.example/messaging/event"
 	"warren.example/messaging/fault"
@@ -60,7 +62,8 @@ type World struct {
 	workloads []*Workload
 	stopped   []*Machine
 	clients   []*Client
-	author    *author
+	author    *Peer
+	leave     []func()       // ends what the lab itself has at the broker
 	names     map[string]int // how many of each role there were
 	queues    []string       // that must be empty in the end
 	verdict   *Verdict
@@ -191,6 +194,23 @@ type Client struct {
 	substrate.Process
 }
 
+// Kill ends it by SIGKILL, for good, and returns when the broker has noticed and
+// its reply queue is gone.
+func (c *Client) Kill() {
+	c.w.ledger.Killed(c.Name(), 1)
+	c.w.must(c.Crash(c.w.ctx), "kill %s", c.Name())
+	ctx, cancel := context.WithTimeout(c.w.ctx, c.w.slow*seenWithin)
+	defer cancel()
+	for {
+		_, err := c.w.room.Queue(ctx, contract.ClientReplyQueue+"."+c.Name()+".1")
+		if vhost.Status(err) == http.StatusNotFound {
+			return
+		}
+		c.w.must(ctx.Err(), "wait for the end of the reply queue of %s (%v)", c.Name(), err)
+		time.Sleep(look / 10)
+	}
+}
+
 // Enough ends an endless load: it asks no more, and waits for the answers.
 func (c *Client) Enough() { c.w.must(c.Terminate(c.w.ctx), "end %s", c.Name()) }
 
@@ -254,14 +274,9 @@ func (w *World) Call(args ...string) Outcome {
 // broker has confirmed them all.
 func (w *World) Publish(requests ...amqp.Publishing) {
 	if w.author == nil {
-		w.tell("a stranger publishes")
-		a, err := newAuthor(w.room.URL(contract.UserClient), w.record)
-		w.must(err, "connect the lab's own publisher")
-		w.author = a
+		w.author = w.stranger()
 	}
-	ctx, cancel := context.WithTimeout(w.ctx, w.slow*seenWithin)
-	defer cancel()
-	w.must(w.author.publish(ctx, requests), "publish %d requests", len(requests))
+	w.author.Publish(contract.RequestExchange, contract.RequestKey, requests...)
 }
 
 // Until waits for something to be seen in the ledger.
@@ -356,9 +371,7 @@ func (w *World) queued(ctx context.Context) (string, error) {
 // end lets everybody finish by SIGTERM, so that their ledgers end with eof.
 // Whoever does not end has an incomplete ledger, and the verdict says so.
 func (w *World) end() {
-	if w.author != nil {
-		w.author.close()
-	}
+	w.disconnect()
 	ctx, cancel := context.WithTimeout(w.ctx, w.slow*goneWithin)
 	defer cancel()
 	for _, s := range w.servants {
@@ -369,6 +382,13 @@ func (w *World) end() {
 	}
 	for _, d := range w.workloads {
 		d.end()
+	}
+}
+
+// disconnect may be called twice.
+func (w *World) disconnect() {
+	for _, leave := range w.leave {
+		leave()
 	}
 }
 

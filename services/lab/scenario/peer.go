@@ -1,0 +1,266 @@
+package scenario
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"net"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+
+	"warren.example/lab/ledger"
+	"warren.example/messaging/event"
+	"warren.example/messaging/session"
+)
+
+// Peer is a program on the client library alone, in the lab itself: a
+// connection, a channel with confirms, and nothing of ours in between. It keeps
+// its part of the ledger like everybody else; a message that it has worked on is
+// on record there.
+type Peer struct {
+	*amqp.Channel
+	Conn      *amqp.Connection
+	Mandatory bool // for Publish; true at first
+
+	w       *World
+	events  *event.Recorder
+	wire    net.Conn
+	returns chan amqp.Return
+	readers sync.WaitGroup // of deliveries; they end with the connection
+	end     func()
+}
+
+// Connect makes a peer that may do everything in the room.
+func (b Broker) Connect() *Peer {
+	return b.connect(b.w.name(ledger.Peer), b.w.room.AdminURL(), amqp.Config{})
+}
+
+// ConnectRecovering makes one whose connection the library itself mends.
+func (b Broker) ConnectRecovering() *Peer {
+	return b.connect(b.w.name(ledger.Peer), b.w.room.AdminURL(), amqp.Config{Recovery: &amqp.Recovery{}})
+}
+
+func (b Broker) connect(name, url string, config amqp.Config) *Peer {
+	b.w.tell("connecting " + name)
+	url, _, _ = strings.Cut(url, ",") // one of several nodes is enough
+	p := &Peer{w: b.w, Mandatory: true, events: event.NewRecorder(lineWriter(b.w.record), "lab", name)}
+	config.Dial = func(network, addr string) (_ net.Conn, err error) {
+		p.wire, err = amqp.DefaultDial(readyWithin)(network, addr)
+		return p.wire, err
+	}
+	var err error
+	p.Conn, err = amqp.DialConfig(url, config)
+	b.w.must(err, "connect %s", name)
+	p.end = sync.OnceFunc(func() {
+		_ = p.Conn.Close()
+		p.readers.Wait()
+		p.events.Record(event.Line{Event: event.EOF})
+	})
+	b.w.leave = append(b.w.leave, p.end)
+	p.Channel, err = p.Conn.Channel()
+	b.w.must(err, "open a channel of %s", name)
+	p.returns = p.NotifyReturn(make(chan amqp.Return, most))
+	b.w.must(p.Confirm(false), "confirm.select of %s", name)
+	return p
+}
+
+// Declare makes a durable queue that has to be empty in the end.
+func (p *Peer) Declare(queue string, args amqp.Table) {
+	_, err := p.QueueDeclare(queue, true, false, false, false, args)
+	p.w.must(err, "declare %s", queue)
+	p.w.queues = append(p.w.queues, queue)
+}
+
+// DeclareExchange makes a durable exchange.
+func (p *Peer) DeclareExchange(name, kind string, args amqp.Table) {
+	p.w.must(p.ExchangeDeclare(name, kind, true, false, false, false, args), "declare exchange %s", name)
+}
+
+// Send publishes messages to a queue and requires that all are confirmed.
+func (p *Peer) Send(queue string, messages ...amqp.Publishing) {
+	for id, fate := range p.Publish("", queue, messages...) {
+		if fate != session.Confirmed {
+			p.w.must(fmt.Errorf("%s is %s", id, fate), "send to %s", queue)
+		}
+	}
+}
+
+// Publish publishes messages and returns what became of each. It reads a return
+// after the confirm of its message, which the broker sends later
+// (https://www.rabbitmq.com/docs/confirms#when-publishes-are-confirmed), and asks
+// whether the channel lives before it believes in a nack.
+func (p *Peer) Publish(exchange, key string, messages ...amqp.Publishing) map[string]session.Outcome {
+	ctx, cancel := context.WithTimeout(p.w.ctx, p.w.slow*seenWithin)
+	defer cancel()
+	confirms, fates := map[string]*amqp.DeferredConfirmation{}, map[string]session.Outcome{}
+	for _, m := range messages {
+		p.events.Record(event.Line{Event: event.Publishing, Request: m.MessageId})
+		c, err := p.PublishWithDeferredConfirm(exchange, key, p.Mandatory, false, m)
+		if err != nil {
+			fates[m.MessageId] = session.NotWritten
+			continue
+		}
+		confirms[m.MessageId] = c
+	}
+	for _, id := range slices.Sorted(maps.Keys(confirms)) {
+		acked, err := confirms[id].WaitContext(ctx)
+		switch {
+		case err != nil, !acked && p.IsClosed():
+			fates[id] = session.Unknown
+		case !acked:
+			fates[id] = session.Nacked
+		default:
+			fates[id] = session.Confirmed
+		}
+	}
+	for len(p.returns) > 0 {
+		if r, ok := <-p.returns; ok {
+			fates[r.MessageId] = session.Returned
+		}
+	}
+	for id, fate := range fates {
+		p.events.Record(event.Line{Event: fateEvents[fate], Request: id})
+	}
+	return fates
+}
+
+var fateEvents = map[session.Outcome]event.Kind{
+	session.NotWritten: event.NotWritten, session.Returned: event.RequestReturned, session.Confirmed: event.Confirmed,
+	session.Nacked: event.PublishNacked, session.Unknown: event.Unknown,
+}
+
+// Job is a message in hand.
+type Job struct {
+	ID  string
+	Ack func() error // what it answers is all that the worker learns
+}
+
+// Worker takes jobs from a queue.
+type Worker struct {
+	w      *World
+	events *event.Recorder
+	jobs   chan Job
+	die    func()
+}
+
+// Take makes a peer that works through the library's own consumer. With multiple
+// its acks also stand for every delivery before.
+func (p *Peer) Take(queue string, prefetch int, multiple bool) *Worker {
+	p.w.must(p.Qos(prefetch, 0, false), "qos %d", prefetch)
+	deliveries, err := p.Consume(queue, "", false, false, false, false, nil)
+	p.w.must(err, "consume %s", queue)
+	worker := &Worker{p.w, p.events, make(chan Job, most), p.Die}
+	p.readers.Go(func() {
+		for d := range deliveries {
+			p.got(d)
+			worker.jobs <- Job{d.MessageId, func() error { return d.Ack(multiple) }}
+		}
+	})
+	return worker
+}
+
+// most is more than any story has messages, so that nobody waits for a reader.
+const most = 1024
+
+// Take makes a worker on a session of ours.
+func (b Broker) Take(queue string, prefetch int) *Worker {
+	w := b.w
+	name := w.name(ledger.Peer)
+	w.tell("starting " + name)
+	worker := &Worker{w: w, events: event.NewRecorder(lineWriter(w.record), "lab", name), jobs: make(chan Job, most)}
+	options := session.Options{Name: name, Events: worker.events, Config: sessionConfig(w.room.AdminURL())}
+	consumer := session.NewConsumer(options, session.ConsumerOptions{Queue: queue, Prefetch: prefetch, Handle: func(d *session.Delivery) {
+		worker.events.Record(event.Line{Event: event.Delivered, Request: d.MessageId, Epoch: d.Epoch(), Tag: d.DeliveryTag, Redelivered: d.Redelivered})
+		worker.jobs <- Job{d.MessageId, d.Ack}
+	}})
+	worker.die = sync.OnceFunc(func() {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(w.ctx), goneWithin)
+		defer cancel()
+		_ = consumer.Close(ctx)
+		worker.events.Record(event.Line{Event: event.EOF})
+	})
+	w.leave = append(w.leave, worker.die)
+	return worker
+}
+
+func sessionConfig(urls string) session.Config {
+	return session.Config{
+		URL: strings.Split(urls, ","), Heartbeat: 10 * time.Second,
+		WriteTimeout: 5 * time.Second, OpenTimeout: 10 * time.Second, MaxBackoff: time.Second,
+	}
+}
+
+// Next waits for so many jobs.
+func (k *Worker) Next(n int) []Job {
+	ctx, cancel := context.WithTimeout(k.w.ctx, k.w.slow*seenWithin)
+	defer cancel()
+	var jobs []Job
+	for len(jobs) < n {
+		select {
+		case j := <-k.jobs:
+			jobs = append(jobs, j)
+		case <-ctx.Done():
+			k.w.must(ctx.Err(), "take %d messages; %d came", n, len(jobs))
+		}
+	}
+	return jobs
+}
+
+// Work is what is done with a message; after it the message is on record.
+func (k *Worker) Work(j Job) { k.events.Record(event.Line{Event: event.Audited, Request: j.ID}) }
+
+// Die ends the worker with whatever it has in hand.
+func (k *Worker) Die() { k.die() }
+
+func (p *Peer) got(d amqp.Delivery) {
+	p.events.Record(event.Line{Event: event.Delivered, Request: d.MessageId, Tag: d.DeliveryTag, Redelivered: d.Redelivered})
+}
+
+func (p *Peer) worked(d amqp.Delivery) {
+	p.events.Record(event.Line{Event: event.Audited, Request: d.MessageId})
+}
+
+// Refuse takes the next delivery of a queue and gives it back, so many times.
+func (p *Peer) Refuse(queue string, times int, how func(amqp.Delivery) error) {
+	ctx, cancel := context.WithTimeout(p.w.ctx, p.w.slow*seenWithin)
+	defer cancel()
+	for range times {
+		for {
+			d, ok, err := p.Get(queue, false)
+			p.w.must(err, "get from %s", queue)
+			if ok {
+				p.got(d)
+				p.w.must(how(d), "refuse")
+				break
+			}
+			p.w.must(ctx.Err(), "wait for a delivery of %s", queue)
+			time.Sleep(look / 10)
+		}
+	}
+}
+
+// Drain works on whatever is in a queue, or comes back into it, until the end.
+func (p *Peer) Drain(queue string) {
+	deliveries, err := p.Consume(queue, "", false, false, false, false, nil)
+	p.w.must(err, "consume %s", queue)
+	p.readers.Go(func() {
+		for d := range deliveries {
+			p.got(d)
+			p.worked(d)
+			_ = d.Ack(false) // what it did not reach comes back, and is seen
+		}
+	})
+}
+
+// Die ends the connection as SIGKILL of the program would: without a word. The
+// library would mend it, if told to, so that one is closed.
+func (p *Peer) Die() {
+	if p.Conn.Config.Recovery == nil {
+		_ = p.wire.Close()
+	}
+	p.end()
+}
