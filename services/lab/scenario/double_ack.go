@@ -33,11 +33,7 @@ func ackTwice(begin func(*World) *Worker) func(*World) {
 	return func(w *World) {
 		const sent = 5
 		// ARRANGE  a worker with five messages in hand
-		lab := w.Broker.Connect()
-		lab.Declare(workQueue, quorum)
-		lab.Send(workQueue, messages(sent)...)
-		worker := begin(w)
-		jobs := worker.Next(sent)
+		lab, worker, jobs := handOut(w, begin, sent, sent)
 		// BREAK
 		worker.Work(jobs[0])
 		w.must(jobs[0].Ack(), "ack")

@@ -28,11 +28,7 @@ func finishLastFirst(begin func(*World) *Worker) func(*World) {
 	return func(w *World) {
 		const sent = 5
 		// ARRANGE  a worker with five messages in hand
-		lab := w.Broker.Connect()
-		lab.Declare(workQueue, quorum)
-		lab.Send(workQueue, messages(sent)...)
-		worker := begin(w)
-		jobs := worker.Next(sent)
+		lab, worker, jobs := handOut(w, begin, sent, sent)
 		// BREAK  it acks the fifth, and has not begun the others
 		last := jobs[sent-1]
 		worker.Work(last)

@@ -37,11 +37,7 @@ func ackLate(begin func(*World) *Worker) func(*World) {
 	return func(w *World) {
 		const sent, inHand, done = 20, 10, 5
 		// ARRANGE  a worker with ten of twenty messages in hand has acked five, and the next five have come
-		lab := w.Broker.Connect()
-		lab.Declare(workQueue, quorum)
-		lab.Send(workQueue, messages(sent)...)
-		worker := begin(w)
-		jobs := worker.Next(inHand)
+		_, worker, jobs := handOut(w, begin, sent, inHand)
 		for _, j := range jobs[:done] {
 			worker.Work(j)
 			w.must(j.Ack(), "ack")
@@ -61,6 +57,16 @@ func ackLate(begin func(*World) *Worker) func(*World) {
 		v.That("the late ack is refused", errors.Is(late, session.ErrStale), "it was answered %v", late)
 		v.Same("every message is worked on", v.With(event.Audited), v.With(event.Confirmed))
 	}
+}
+
+// handOut sends messages to the work queue, and waits until a worker has so many
+// of them in hand.
+func handOut(w *World, begin func(*World) *Worker, sent, inHand int) (*Peer, *Worker, []Job) {
+	lab := w.Broker.Connect()
+	lab.Declare(workQueue, quorum)
+	lab.Send(workQueue, messages(sent)...)
+	worker := begin(w)
+	return lab, worker, worker.Next(inHand)
 }
 
 // workQueue is for stories that need no server.
