@@ -214,6 +214,15 @@ func (c *Client) Kill() {
 // Enough ends an endless load: it asks no more, and waits for the answers.
 func (c *Client) Enough() { c.w.must(c.Terminate(c.w.ctx), "end %s", c.Name()) }
 
+// Ended returns when every call has ended, well or not.
+func (c *Client) Ended() {
+	c.w.tell("until " + c.Name() + " has ended")
+	ctx, cancel := context.WithTimeout(c.w.ctx, c.w.slow*seenWithin)
+	defer cancel()
+	_, err := c.Wait(ctx)
+	c.w.must(err, "wait for the end of %s", c.Name())
+}
+
 // Load starts a client that sends a load, and does not wait for its end.
 func (w *World) Load(args ...string) *Client {
 	return w.client(append([]string{"load"}, args...), "")

@@ -277,15 +277,14 @@ func (b *Broker) CrashAll(ctx context.Context) error {
 // StartAll starts every node that is dead, all at once since each waits for the
 // others, and returns when all answer as one cluster.
 func (b *Broker) StartAll(ctx context.Context) error {
-	for _, n := range b.nodes {
-		if err := b.runAgain(n); err != nil {
-			return err
-		}
+	var all sync.WaitGroup
+	errs := make([]error, len(b.nodes))
+	for i, n := range b.nodes {
+		all.Go(func() { errs[i] = b.bring(ctx, n) })
 	}
-	for _, n := range b.nodes {
-		if _, err := b.await(ctx, n); err != nil {
-			return err
-		}
+	all.Wait()
+	if err := errors.Join(errs...); err != nil {
+		return err
 	}
 	return b.awaitCluster(ctx)
 }
@@ -297,11 +296,22 @@ func (b *Broker) Start(ctx context.Context, node int) error {
 	if err != nil {
 		return err
 	}
-	if err := b.runAgain(n); err != nil {
-		return err
+	return b.bring(ctx, n)
+}
+
+// bring is the service manager of a node that has run before: what ends while it
+// starts is started again, twice at most. Nodes of 3.10.8 do when several come
+// back from a crash at once.
+func (b *Broker) bring(ctx context.Context, n *node) error {
+	for again := 2; ; again-- {
+		if err := b.runAgain(n); err != nil {
+			return err
+		}
+		_, err := b.await(ctx, n)
+		if err == nil || again == 0 || !b.life(n).gone() {
+			return err
+		}
 	}
-	_, err = b.await(ctx, n)
-	return err
 }
 
 func (b *Broker) runAgain(n *node) error {

@@ -121,7 +121,22 @@ func TestCrashKeepsDurableData(t *testing.T) {
 	if _, err := vhost.Dial(r.AdminURL()); err == nil {
 		t.Error("a crashed broker answers")
 	}
-	if err := b.Start(t.Context(), 0); err != nil {
+	// What ends while it starts is started again: its port is taken the first time.
+	node := b.nodes[0]
+	taken, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", node.amqp))
+	if err != nil {
+		t.Fatal(err)
+	}
+	started := make(chan error, 1)
+	go func() { started <- b.Start(t.Context(), 0) }()
+	eventually(t, bootTime, func() error {
+		if why := node.lastWords(); !strings.Contains(why, "eaddrinuse") {
+			return fmt.Errorf("it says %q, want why it cannot start", why)
+		}
+		return nil
+	})
+	_ = taken.Close()
+	if err := <-started; err != nil {
 		t.Fatalf("Start: %v", err)
 	}
 	if after := b.PID(0); after == before {

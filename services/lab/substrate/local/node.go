@@ -132,7 +132,7 @@ func (n *node) lastWords() string {
 					last = line
 				}
 			}
-			if strings.Contains(line, "eaddrinuse") {
+			if strings.Contains(line, "eaddrinuse") || strings.HasPrefix(line, "init terminating in") {
 				return line
 			}
 		}
