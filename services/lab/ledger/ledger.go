@@ -13,6 +13,8 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
+	"math"
 	"slices"
 	"strings"
 	"sync"
@@ -139,6 +141,28 @@ func (l *Ledger) Missed(what ...string) {
 	l.missed = append(l.missed, what...)
 }
 
+// Arranged is what the lab did and saw besides the lines: without it a ledger
+// that is read from a file cannot be judged.
+type Arranged struct {
+	Killed map[string]int `json:"killed"` // instance: how many of its lives the lab ended
+	Missed []string       `json:"missed,omitempty"`
+}
+
+// Arranged is what Killed and Missed were told.
+func (l *Ledger) Arranged() Arranged {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return Arranged{maps.Clone(l.killed), slices.Clone(l.missed)}
+}
+
+// Arrange tells it to another ledger.
+func (l *Ledger) Arrange(a Arranged) {
+	for instance, n := range a.Killed {
+		l.Killed(instance, n)
+	}
+	l.Missed(a.Missed...)
+}
+
 // Changed is closed when the next line comes.
 func (l *Ledger) Changed() <-chan struct{} {
 	l.mu.Lock()
@@ -239,8 +263,45 @@ func (l *Ledger) Accounted() Set {
 }
 
 // Lost is the requests that the broker took responsibility for and of whose
-// fate nobody has a record.
-func (l *Ledger) Lost() Set { return l.With(event.Confirmed).Minus(l.Accounted()) }
+// fate nobody has a record. A reply that the broker has confirmed is one if
+// nobody was left to read it: it was in the queue of a caller that the lab had
+// killed, and went with the queue when the broker noticed.
+func (l *Ledger) Lost() Set {
+	missing := l.With(event.Confirmed).Minus(l.Accounted())
+	return missing.Minus(l.bereaved(missing.And(l.With(event.ReplyConfirmed))))
+}
+
+// bereaved is those of the requests whose callers all were killed by the lab.
+func (l *Ledger) bereaved(of Set) Set {
+	if len(of) == 0 {
+		return of
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	waited := Set{}
+	for at, s := range l.lives {
+		if l.killed[at.instance] > 0 && !s.ended {
+			continue
+		}
+		for _, line := range s.lines {
+			if line.Event == event.Publishing {
+				waited[line.Request] = struct{}{}
+			}
+		}
+	}
+	return of.Minus(waited)
+}
+
+// Confidence says what the number of losses means: if none of n was lost, the
+// true rate lies below 1 − 0.05^(1/n) in 95 of 100 such runs, about 3/n (the rule
+// of three).
+func (l *Ledger) Confidence() string {
+	n, lost := len(l.With(event.Confirmed)), len(l.Lost())
+	if n == 0 || lost > 0 {
+		return fmt.Sprintf("%d lost of %d confirmed", lost, n)
+	}
+	return fmt.Sprintf("0 lost of %d confirmed: the true loss rate is below %.2g %% at 95 %%", n, 100*(1-math.Pow(0.05, 1/float64(n))))
+}
 
 // Open is the requests that are still on their way somewhere: announced, and
 // neither accounted for nor given up on.

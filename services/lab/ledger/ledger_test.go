@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -200,6 +201,53 @@ func TestPlantedBugsAreFoundAndNamed(t *testing.T) {
 				t.Errorf("incomplete: got %v, want none: the planted bug is no gap", got)
 			}
 		})
+	}
+}
+
+// A reply that was confirmed into the queue of a caller that the lab had killed
+// died with it. A living caller must have it, and a request without a reply is
+// lost whoever asked.
+func TestAReplyDiesWithItsCaller(t *testing.T) {
+	for name, tc := range map[string]struct {
+		killed  bool
+		without []event.Kind // of request b
+		lost    []string
+	}{
+		"the caller was killed":          {true, []event.Kind{event.Refused}, nil},
+		"the caller lives":               {false, []event.Kind{event.Refused}, []string{"b"}},
+		"nobody replied":                 {true, []event.Kind{event.Refused, event.ReplyConfirmed}, []string{"b"}},
+		"the caller had it and was told": {true, nil, nil},
+	} {
+		lines := story()
+		for _, kind := range tc.without {
+			at := find(t, lines, kind, "b", 1)
+			lines = slices.Delete(lines, at, at+1)
+		}
+		if tc.killed {
+			lines = slices.DeleteFunc(lines, func(l event.Line) bool { return l.Instance == "client-0" && l.Event == event.EOF })
+		}
+		l := ledgerOf(renumber(lines))
+		if tc.killed {
+			l.Killed("client-0", 1)
+		}
+		if got := l.Lost().IDs(); !slices.Equal(got, tc.lost) {
+			t.Errorf("%s: lost %v, want %v", name, got, tc.lost)
+		}
+	}
+}
+
+func TestConfidenceIsTheRuleOfThree(t *testing.T) {
+	l := New()
+	for i := range uint64(20_000) {
+		l.Add(event.Line{Instance: "client-0", Seq: 2*i + 1, Event: event.Confirmed, Request: strconv.FormatUint(i, 10)})
+		l.Add(event.Line{Instance: "client-0", Seq: 2*i + 2, Event: event.Answered, Request: strconv.FormatUint(i, 10)})
+	}
+	if got, want := l.Confidence(), "0 lost of 20000 confirmed: the true loss rate is below 0.015 % at 95 %"; got != want {
+		t.Errorf("got  %s\nwant %s", got, want)
+	}
+	l.Add(event.Line{Instance: "client-0", Seq: 40_001, Event: event.Confirmed, Request: "x"})
+	if got, want := l.Confidence(), "1 lost of 20001 confirmed"; got != want {
+		t.Errorf("got  %s\nwant %s", got, want)
 	}
 }
 
