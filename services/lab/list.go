@@ -45,12 +45,12 @@ func listTable(cmd *cobra.Command) {
 		for _, c := range s.Controls {
 			controls = append(controls, c.Name+": "+c.Shows)
 		}
-		rows = append(rows, []string{s.Name, s.Broke, s.Promise, strings.Join(controls, "\n"), s.Needs.Where()})
+		rows = append(rows, []string{s.Name, s.Broke, s.Promise, strings.Join(controls, "\n"), strings.Join(s.Needs.Substrates(), " ") + "\n" + s.Needs.Versions()})
 	}
 	report.Grid(cmd.OutOrStdout(), []report.Column{
 		{Heading: "scenario", Width: 18}, {Heading: "what breaks", Width: 28},
 		{Heading: "what must hold", Width: 28}, {Heading: "control: what it shows", Width: 34},
-		{Heading: "--on", Width: 8},
+		{Heading: "--on, RabbitMQ", Width: 14},
 	}, rows)
 }
 
@@ -92,16 +92,18 @@ func listJSON(cmd *cobra.Command) error {
 		Shows string `json:"shows"`
 	}
 	type listed struct {
-		Name     string    `json:"name"`
-		Topic    string    `json:"topic"`
-		Broke    string    `json:"broke"`
-		Promise  string    `json:"promise"`
-		Controls []control `json:"controls"`
-		On       string    `json:"on"`
+		Name       string    `json:"name"`
+		Topic      string    `json:"topic"`
+		Broke      string    `json:"broke"`
+		Promise    string    `json:"promise"`
+		Controls   []control `json:"controls"`
+		Substrates []string  `json:"substrates"`
+		Versions   string    `json:"versions"` // of RabbitMQ
+		Nodes      int       `json:"nodes"`    // of the broker, at least
 	}
 	all := []listed{}
 	for _, s := range scenario.All() {
-		l := listed{s.Name, s.Topic, s.Broke, s.Promise, []control{}, s.Needs.Where()}
+		l := listed{s.Name, s.Topic, s.Broke, s.Promise, []control{}, s.Needs.Substrates(), s.Needs.Versions(), max(1, s.Needs.Nodes)}
 		for _, c := range s.Controls {
 			l.Controls = append(l.Controls, control{c.Name, c.Shows})
 		}

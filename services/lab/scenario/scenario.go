@@ -46,12 +46,21 @@ type Needs struct {
 	Kubernetes bool             // pods and whoever keeps them running
 }
 
-// Where names the places that have it, in the words of --on.
-func (n Needs) Where() string {
+// Substrates are the places that have it, in the words of --on.
+func (n Needs) Substrates() []string {
 	if n.Kubernetes {
-		return "kind, cluster"
+		return []string{"kind", "cluster"}
 	}
-	return "local, kind, cluster"
+	return []string{"local", "kind", "cluster"}
+}
+
+// Versions are those of the broker that it is true for, as in "3.10+".
+func (n Needs) Versions() string {
+	v := n.MinVersion
+	if v == (topology.Version{}) {
+		v = topology.Oldest
+	}
+	return fmt.Sprintf("%d.%d+", v.Major, v.Minor)
 }
 
 // unmet says what the substrate lacks, or "".
