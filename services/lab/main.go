@@ -56,6 +56,7 @@ Exit status: 0 held, 1 broken, 2 inconclusive, 3 could not be set up, 64 usage.`
 	}
 	root.AddCommand(
 		demoCommand(), listCommand(), runCommand(), explainCommand(), // scenarios and their ledger
+		soakCommand(), replayCommand(),
 		upCommand(), downCommand(), // something to play with
 		brokerCommand(), topologyCommand(), doctorCommand(), // tools
 		checkCommand(), waitCommand(), linkCommand(), // for pods

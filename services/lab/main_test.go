@@ -52,6 +52,7 @@ func TestUsage(t *testing.T) {
 		{"topology", "apply", "--amqp-url", "x", "--wait", "-1s"}, {"topology", "apply", "--amqp-url", "x", "--users", "/tmp"},
 		{"wait", "extra"}, {"check", "extra"}, {"check", "--timeout", "0s"}, {"check", "--auditor-url", "auditor"}, {"check", "--token-file", "/nowhere"},
 		{"list", "extra"}, {"run"}, {"run", "--all", "one"}, {"run", "no-such-scenario"}, {"explain"},
+		{"soak", "extra"}, {"soak", "--for", "0s"}, {"soak", "--seed", "-1"}, {"soak", "--nodes", "2"}, {"replay"}, {"replay", "/nowhere"},
 	} {
 		root := rootCommand()
 		root.SetArgs(args)

@@ -106,7 +106,7 @@ type played struct {
 func (r Runner) play(ctx context.Context, s Scenario, part string, change Change, run func(*World), asItMust func(played) bool) (p played) {
 	slow := time.Duration(r.Substrate.Patience())
 	whole := ctx
-	ctx, cancel := context.WithTimeout(whole, slow*playWithin)
+	ctx, cancel := context.WithTimeout(whole, s.Within+slow*playWithin)
 	defer cancel()
 	tell := func(step string) {
 		if r.Tell != nil {

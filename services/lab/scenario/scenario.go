@@ -9,6 +9,7 @@ package scenario
 import (
 	"fmt"
 	"slices"
+	"time"
 
 	"warren.example/lab/substrate"
 	"warren.example/messaging/topology"
@@ -21,7 +22,8 @@ type Scenario struct {
 	Broke   string // what breaks; fits a column of the table
 	Promise string // what must hold; likewise
 	Needs   Needs
-	Alone   bool // it breaks what rooms share, the broker or a machine: no other may run meanwhile
+	Within  time.Duration // that its promise takes on purpose, beside what every story may take
+	Alone   bool          // it breaks what rooms share, the broker or a machine: no other may run meanwhile
 	Run     func(*World)
 
 	Controls []Control
