@@ -2,6 +2,7 @@ package local
 
 import (
 	"bytes"
+	"cmp"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -122,23 +123,23 @@ func (n *node) write(all []*node, adminPassword string) error {
 
 // lastWords finds the line of the node's log or output that says why it ended.
 func (n *node) lastWords() string {
-	var last string
+	var last, port string
 	for _, file := range []string{filepath.Join(n.dir, "log", "out.log"), n.log()} {
 		for _, line := range lines(file) {
 			line = strings.TrimSpace(line)
-			for _, word := range []string{"[error]", "ERROR", "eaddrinuse", "Error", "error:"} {
+			if strings.HasPrefix(line, `{"init terminating in`) { // 3.10.8: the whole reason
+				return line
+			}
+			if strings.Contains(line, "eaddrinuse") {
+				port = line
+			}
+			for _, word := range []string{"[error]", "ERROR", "Error", "error:"} {
 				// "[error] <0.1.0> " with nothing behind it is a banner's frame.
 				if strings.Contains(line, word) && !strings.HasSuffix(line, "> ") && !strings.HasSuffix(line, ">") {
 					last = line
 				}
 			}
-			if strings.Contains(line, "eaddrinuse") || strings.HasPrefix(line, "init terminating in") {
-				return line
-			}
 		}
 	}
-	if last == "" {
-		return "see " + n.log()
-	}
-	return last
+	return cmp.Or(port, last, "see "+n.log())
 }
