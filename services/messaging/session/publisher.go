@@ -111,6 +111,9 @@ func (p *Publisher) Send(ctx context.Context, m Message, t Tracker) {
 	it := &item{Message: m, ctx: ctx, tracker: t}
 	err := p.Ready()
 	if err == nil {
+		err = ctx.Err()
+	}
+	if err == nil {
 		select {
 		case p.items <- it:
 			if p.closing.Err() != nil { // perhaps too late for live to see it
@@ -136,6 +139,10 @@ func (p *Publisher) Publish(ctx context.Context, m Message) (Outcome, error) {
 	case r := <-w:
 		return r.outcome, r.err
 	case <-ctx.Done():
+		if len(w) > 0 { // both are true, and this one is known
+			r := <-w
+			return r.outcome, r.err
+		}
 		return Unknown, fmt.Errorf("publish to %s: %w", m.Exchange, ctx.Err())
 	}
 }

@@ -238,6 +238,18 @@ func TestOutcomes(t *testing.T) {
 	}
 }
 
+// What nobody can wait for any more is not written, and that is known.
+func TestAnEndedContextIsNotWritten(t *testing.T) {
+	p := newBench(t, nil).publisher(PublisherOptions{})
+	ended, cancel := context.WithCancel(t.Context())
+	cancel()
+	for range 200 {
+		if got, err := p.Publish(ended, Message{}); got != NotWritten || !errors.Is(err, context.Canceled) {
+			t.Fatalf("got %s %v, want %s", got, err, NotWritten)
+		}
+	}
+}
+
 // A classic queue of length 0 that rejects is the one deterministic nack.
 func TestNacksReplaceTheChannelAndAreThenTheAnswer(t *testing.T) {
 	b := newBench(t, amqp.Table{"x-queue-type": "classic", "x-max-length": 0, "x-overflow": "reject-publish"})
