@@ -11,6 +11,7 @@ import (
 
 	"warren.example/lab/ledger"
 	"warren.example/lab/link"
+	"warren.example/lab/substrate"
 	"warren.example/messaging/contract"
 	"warren.example/messaging/event"
 	"warren.example/messaging/fault"
@@ -70,10 +71,13 @@ func (s *Soak) run(w *World) {
 // soak plays it for its time, or at least a round of the faults. Work takes a
 // while, so that a server always has some in hand.
 func (s *Soak) soak(w *World, faults []possible, settings Settings, patience string) {
-	// ARRANGE  servers, one of them over a link; an auditor; two clients
+	// ARRANGE  servers, one of them over a link, and on Kubernetes pods of more; an auditor; two clients
 	p := &plot{w: w, settings: settings.With(Settings{"WORK_DELAY": "50ms"}), load: []string{"--endless", "--rate", "30", "--timeout", patience}}
 	p.way = w.Link()
 	p.servers = []*Servant{w.Serve(p.settings.With(p.way.Settings())), w.Serve(p.settings), w.Serve(p.settings)}
+	if onKubernetes(w) {
+		p.pods = w.Deploy(substrate.CalculatorServer, 2, p.settings)
+	}
 	p.auditor = w.Audit(nil)
 	p.clients = []*Client{w.Load(p.load...), w.Load(p.load...)}
 	w.Until("calls are answered", passed(event.Answered, 50))
@@ -130,6 +134,7 @@ type plot struct {
 	load     []string
 	way      *Link
 	servers  []*Servant // the first is on the link
+	pods     *Workload  // more servers, on Kubernetes
 	auditor  *Servant
 	clients  []*Client
 }
@@ -164,8 +169,9 @@ func draws(seed uint64, faults []possible) func(yield func(draw) bool) {
 	}
 }
 
-func onLocal(w *World) bool    { return w.under.Name() == "local" }
-func threeNodes(w *World) bool { return w.broker.Nodes() >= 3 }
+func onLocal(w *World) bool      { return !onKubernetes(w) }
+func onKubernetes(w *World) bool { return w.under.Name() == "kubernetes" }
+func threeNodes(w *World) bool   { return w.broker.Nodes() >= 3 }
 
 var serverDies = []possible{
 	{"a server dies", nil, func(p *plot, d draw) { p.kill(p.server(d)) }},
@@ -179,6 +185,11 @@ var otherFaults = []possible{
 		i := 1 + d.n%(len(p.servers)-1) // not the one on the link
 		p.servers[i].Leave()
 		p.servers[i] = p.w.Serve(p.settings)
+	}},
+	{"a server's pod is deleted", onKubernetes, func(p *plot, d draw) { p.pods.Delete(p.pod(d)) }},
+	{"a server's pod is deleted by force", onKubernetes, func(p *plot, d draw) {
+		p.pods.DeleteByForce(p.pod(d))
+		p.pods.do("wait for", p.pods.pods.WaitReady)
 	}},
 	{"a server is frozen", onLocal, func(p *plot, d draw) {
 		s := p.server(d)
@@ -243,6 +254,11 @@ func (p *plot) order(o link.Order) {
 }
 
 func (p *plot) server(d draw) *Servant { return p.servers[d.n%len(p.servers)] }
+
+func (p *plot) pod(d draw) *Servant {
+	pods := p.pods.Pods()
+	return pods[d.n%len(pods)]
+}
 
 func (p *plot) kill(s *Servant) {
 	s.Doomed(1)
