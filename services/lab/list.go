@@ -27,14 +27,17 @@ func listCommand() *cobra.Command {
 			case "topics":
 				listTopics(cmd)
 				return nil
+			case "names":
+				fmt.Fprintln(cmd.OutOrStdout(), strings.Join(scenarioNames(), "\n"))
+				return nil
 			case "table":
 				listTable(cmd)
 				return nil
 			}
-			return usageError("--output %s: want table, json, markdown or topics", output)
+			return usageError("--output %s: want table, json, names, markdown or topics", output)
 		},
 	}
-	cmd.Flags().StringVar(&output, "output", "table", "table, json, markdown (for a page in docs) or topics (for README.md)")
+	cmd.Flags().StringVar(&output, "output", "table", "table, json, names, markdown (for a page in docs) or topics (for README.md)")
 	return cmd
 }
 
