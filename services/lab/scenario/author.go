@@ -2,7 +2,6 @@ package scenario
 
 import (
 	"encoding/json"
-	"errors"
 	"strconv"
 	"time"
 
@@ -34,27 +33,7 @@ func (w *World) stranger() *Peer {
 	_, err := p.QueueDeclare(queue, false, false, true, false, nil)
 	w.must(err, "declare %s", queue)
 	w.must(p.QueueBind(queue, contract.ReplyKey(contract.UserClient, ledger.Author), contract.ReplyExchange, false, nil), "bind %s", queue)
-	replies, err := p.Consume(queue, "", true, true, false, false, nil)
-	w.must(err, "consume %s", queue)
-	p.readers.Go(func() {
-		told := map[string]bool{}
-		for d := range replies {
-			line := event.Line{Event: event.Answered, Request: d.CorrelationId}
-			if reply, err := contract.DecodeReply(&d); err != nil {
-				var e *contract.Error
-				if line.Event = event.Refused; errors.As(err, &e) {
-					line.Code = string(e.Code)
-				}
-			} else {
-				line.Result = reply.Result
-			}
-			if told[d.CorrelationId] {
-				line.Event = event.DuplicateReply
-			}
-			told[d.CorrelationId] = true
-			p.events.Record(line)
-		}
-	})
+	p.Listen(queue)
 	return p
 }
 

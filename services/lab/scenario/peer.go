@@ -2,6 +2,7 @@ package scenario
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"net"
@@ -13,6 +14,7 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 
 	"warren.example/lab/ledger"
+	"warren.example/messaging/contract"
 	"warren.example/messaging/event"
 	"warren.example/messaging/session"
 )
@@ -94,11 +96,21 @@ func (p *Peer) Send(queue string, messages ...amqp.Publishing) {
 // (https://www.rabbitmq.com/docs/confirms#when-publishes-are-confirmed), and asks
 // whether the channel lives before it believes in a nack.
 func (p *Peer) Publish(exchange, key string, messages ...amqp.Publishing) map[string]session.Outcome {
+	for _, m := range messages {
+		p.events.Record(event.Line{Event: event.Publishing, Request: m.MessageId})
+	}
+	fates := p.publish(exchange, key, messages...)
+	for id, fate := range fates {
+		p.events.Record(event.Line{Event: fateEvents[fate], Request: id})
+	}
+	return fates
+}
+
+func (p *Peer) publish(exchange, key string, messages ...amqp.Publishing) map[string]session.Outcome {
 	ctx, cancel := context.WithTimeout(p.w.ctx, p.w.slow*seenWithin)
 	defer cancel()
 	confirms, fates := map[string]*amqp.DeferredConfirmation{}, map[string]session.Outcome{}
 	for _, m := range messages {
-		p.events.Record(event.Line{Event: event.Publishing, Request: m.MessageId})
 		c, err := p.PublishWithDeferredConfirm(exchange, key, p.Mandatory, false, m)
 		if err != nil {
 			fates[m.MessageId] = session.NotWritten
@@ -122,9 +134,6 @@ func (p *Peer) Publish(exchange, key string, messages ...amqp.Publishing) map[st
 			fates[r.MessageId] = session.Returned
 		}
 	}
-	for id, fate := range fates {
-		p.events.Record(event.Line{Event: fateEvents[fate], Request: id})
-	}
 	return fates
 }
 
@@ -135,8 +144,9 @@ var fateEvents = map[session.Outcome]event.Kind{
 
 // Job is a message in hand.
 type Job struct {
-	ID  string
-	Ack func() error // what it answers is all that the worker learns
+	ID      string
+	Message *amqp.Delivery
+	Ack     func() error // what it answers is all that the worker learns
 }
 
 // Worker takes jobs from a queue.
@@ -157,7 +167,7 @@ func (p *Peer) Take(queue string, prefetch int, multiple bool) *Worker {
 	p.readers.Go(func() {
 		for d := range deliveries {
 			p.got(d)
-			worker.jobs <- Job{d.MessageId, func() error { return d.Ack(multiple) }}
+			worker.jobs <- Job{d.MessageId, &d, func() error { return d.Ack(multiple) }}
 		}
 	})
 	return worker
@@ -175,7 +185,7 @@ func (b Broker) Take(queue string, prefetch int) *Worker {
 	options := session.Options{Name: name, Events: worker.events, Config: sessionConfig(w.room.AdminURL())}
 	consumer := session.NewConsumer(options, session.ConsumerOptions{Queue: queue, Prefetch: prefetch, Handle: func(d *session.Delivery) {
 		worker.events.Record(event.Line{Event: event.Delivered, Request: d.MessageId, Epoch: d.Epoch(), Tag: d.DeliveryTag, Redelivered: d.Redelivered})
-		worker.jobs <- Job{d.MessageId, d.Ack}
+		worker.jobs <- Job{d.MessageId, &d.Delivery, d.Ack}
 	}})
 	worker.die = sync.OnceFunc(func() {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(w.ctx), goneWithin)
@@ -222,6 +232,73 @@ func (p *Peer) got(d amqp.Delivery) {
 
 func (p *Peer) worked(d amqp.Delivery) {
 	p.events.Record(event.Line{Event: event.Audited, Request: d.MessageId})
+}
+
+// Listen takes what comes into a reply queue as answers to the requests whose ids
+// are the correlation-ids.
+func (p *Peer) Listen(queue string) {
+	replies, err := p.Consume(queue, "", true, true, false, false, nil)
+	p.w.must(err, "consume %s", queue)
+	p.readers.Go(func() {
+		told := map[string]bool{}
+		for d := range replies {
+			line := event.Line{Event: event.Answered, Request: d.CorrelationId}
+			if reply, err := contract.DecodeReply(&d); err != nil {
+				var e *contract.Error
+				if line.Event = event.Refused; errors.As(err, &e) {
+					line.Code = string(e.Code)
+				}
+			} else {
+				line.Result = reply.Result
+			}
+			if told[d.CorrelationId] {
+				line.Event = event.DuplicateReply
+			}
+			told[d.CorrelationId] = true
+			p.events.Record(line)
+		}
+	})
+}
+
+// Answer replies to a request through an exchange, to whatever its reply-to says,
+// and acks it once it is known what became of the reply.
+func (p *Peer) Answer(j Job, exchange, result string) {
+	about := event.Line{Request: j.ID, Tag: j.Message.DeliveryTag, Result: result}
+	record := func(k event.Kind) { about.Event = k; p.events.Record(about) }
+	record(event.Computed)
+	record(event.Replying)
+	switch fate := p.publish(exchange, j.Message.ReplyTo, amqp.Publishing{
+		MessageId: j.ID, CorrelationId: j.Message.CorrelationId,
+		Type: contract.ReplyType, ContentType: contract.ContentType, Body: contract.Encode(contract.Reply{Result: result}),
+	})[j.ID]; fate {
+	case session.Confirmed:
+		record(event.ReplyConfirmed)
+	case session.Returned:
+		record(event.ReplyReturned)
+		record(event.Orphaned)
+	default:
+		p.w.must(fmt.Errorf("it is %s", fate), "reply to %s", j.ID)
+	}
+	p.w.must(j.Ack(), "ack %s", j.ID)
+	record(event.Acked)
+}
+
+// Gone waits until the broker knows no queue, or direct reply-to, of this name.
+func (p *Peer) Gone(queue string) {
+	ctx, cancel := context.WithTimeout(p.w.ctx, p.w.slow*seenWithin)
+	defer cancel()
+	for {
+		ch, err := p.Conn.Channel() // another for each look: what is not there costs it
+		p.w.must(err, "open a channel")
+		_, err = ch.QueueDeclarePassive(queue, false, false, false, false, nil)
+		_ = ch.Close()
+		var no *amqp.Error
+		if errors.As(err, &no) && no.Code == amqp.NotFound {
+			return
+		}
+		p.w.must(ctx.Err(), "wait for the end of %s (%v)", queue, err)
+		time.Sleep(look / 10)
+	}
 }
 
 // Refuse takes the next delivery of a queue and gives it back, so many times.

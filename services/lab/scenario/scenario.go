@@ -96,6 +96,7 @@ func All() []Scenario {
 		unroutable,
 		publishFailures,
 		clientKilled,
+		directReplyTo,
 		brokerKilled,
 		leaderKilled,
 		noServer,
