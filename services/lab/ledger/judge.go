@@ -18,7 +18,7 @@ const (
 	NoLoss      Invariant = "no loss"                         // confirmed − accounted = ∅
 	Origin      Invariant = "nothing from nowhere"            // whatever is delivered, answered or audited was published
 	OneOutcome  Invariant = "one outcome per call"            // result, refusal, deadline, or a publish that failed
-	Visible     Invariant = "duplicates visible"              // a second delivery is flagged redelivered, or another attempt or replay
+	Visible     Invariant = "duplicates visible"              // a second delivery is flagged redelivered, or was published as often
 	Agreement   Invariant = "results agree"                   // all results of one request are equal
 	SettledOnce Invariant = "settled once, on its own epoch"  // per life, epoch and delivery tag
 	ReplyFirst  Invariant = "nothing acked before it is safe" // reply confirmed, or its orphan recorded, or audited
@@ -156,23 +156,30 @@ func noOutcome(streams [][]event.Line, open []bool) Set {
 	return bad
 }
 
-// hiddenDuplicates is the requests that arrived twice as if for the first time.
+// hiddenDuplicates is the requests that arrived as if for the first time more
+// often than they were published: another process may ask again under the id of
+// one that has died.
 func hiddenDuplicates(streams [][]event.Line) Set {
 	type arrival struct {
 		id              string
 		attempt, replay int
 	}
-	fresh, bad := map[arrival]bool{}, Set{}
+	published, fresh, bad := map[arrival]int{}, map[arrival]int{}, Set{}
 	for _, lines := range streams {
 		for _, line := range lines {
-			if line.Event != event.Delivered || line.Redelivered || line.Request == "" {
-				continue
-			}
 			a := arrival{line.Request, max(line.Attempt, 1), line.Replay}
-			if fresh[a] {
-				bad[line.Request] = struct{}{}
+			switch {
+			case line.Request == "":
+			case line.Event == event.Publishing:
+				published[a]++
+			case line.Event == event.Delivered && !line.Redelivered:
+				fresh[a]++
 			}
-			fresh[a] = true
+		}
+	}
+	for a, times := range fresh {
+		if times > max(1, published[a]) { // what nobody published is no duplicate
+			bad[a.id] = struct{}{}
 		}
 	}
 	return bad

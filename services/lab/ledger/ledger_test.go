@@ -262,6 +262,19 @@ func TestAnOrphanMayBeAcked(t *testing.T) {
 	}
 }
 
+// Whoever asks again under the id of a dead process has published it, too.
+func TestARetryByAnotherProcessIsNoHiddenDuplicate(t *testing.T) {
+	lines := story()
+	lines[find(t, lines, event.Delivered, "a", 2)].Redelivered = false
+	again := lines[find(t, lines, event.Publishing, "a", 1)]
+	again.Instance, again.Seq = "client-1", 1
+	for _, f := range ledgerOf(append(lines, again)).Judge() {
+		if f.Invariant == Visible {
+			t.Errorf("got %q on %s, want no such finding", f.Invariant, f.Requests)
+		}
+	}
+}
+
 func TestAStreamWithAHoleIsNamed(t *testing.T) {
 	for name, tc := range map[string]struct {
 		edit func(l []event.Line) []event.Line

@@ -84,6 +84,7 @@ func All() []Scenario {
 	return []Scenario{
 		killedBeforeAck,
 		killedAfterReply,
+		retrySameKey,
 		ackBeforeReply,
 		ackLost,
 		doubleAck,
