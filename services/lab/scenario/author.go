@@ -28,13 +28,24 @@ func (take lineWriter) Write(b []byte) (int, error) {
 // stranger makes a peer that publishes what our client would refuse to, as the
 // user calc-client, and has a reply queue like a client's.
 func (w *World) stranger() *Peer {
-	p := w.Broker.connect(ledger.Author, w.room.URL(contract.UserClient), amqp.Config{})
-	queue := contract.ClientReplyQueue + "." + ledger.Author + ".1"
-	_, err := p.QueueDeclare(queue, false, false, true, false, nil)
-	w.must(err, "declare %s", queue)
-	w.must(p.QueueBind(queue, contract.ReplyKey(contract.UserClient, ledger.Author), contract.ReplyExchange, false, nil), "bind %s", queue)
-	p.Listen(queue)
+	p, _, _ := w.Broker.caller(ledger.Author, contract.UserClient, contract.ClientReplyQueue)
 	return p
+}
+
+// Caller makes a peer that has what a caller has: a broker user's name, a reply
+// queue, and a key to it.
+func (b Broker) Caller(user, queues string) (p *Peer, queue, key string) {
+	return b.caller(b.w.name(ledger.Peer), user, queues)
+}
+
+func (b Broker) caller(name, user, queues string) (p *Peer, queue, key string) {
+	p = b.connect(name, b.w.room.URL(user), amqp.Config{})
+	queue, key = queues+"."+name+".1", contract.ReplyKey(user, name)
+	_, err := p.QueueDeclare(queue, false, false, true, false, nil)
+	b.w.must(err, "declare %s", queue)
+	b.w.must(p.QueueBind(queue, key, contract.ReplyExchange, false, nil), "bind %s", queue)
+	p.Listen(queue)
+	return p, queue, key
 }
 
 // request is what a well-behaved stranger publishes. Its correlation-id is its

@@ -98,6 +98,7 @@ func All() []Scenario {
 		publishFailures,
 		clientKilled,
 		directReplyTo,
+		forgedReplyTo,
 		brokerKilled,
 		leaderKilled,
 		noServer,
