@@ -28,11 +28,12 @@ func (take lineWriter) Write(b []byte) (int, error) {
 // stranger makes a peer that publishes what our client would refuse to, as the
 // user calc-client, and has a reply queue like a client's.
 func (w *World) stranger() *Peer {
-	p, _, _ := w.Broker.caller(ledger.Author, contract.UserClient, contract.ClientReplyQueue)
+	p, queue, _ := w.Broker.caller(ledger.Author, contract.UserClient, contract.ClientReplyQueue)
+	p.Listen(queue)
 	return p
 }
 
-// Caller makes a peer that has what a caller has: a broker user's name, a reply
+// Caller makes a peer that has what a caller has: a broker user's rights, a reply
 // queue, and a key to it.
 func (b Broker) Caller(user, queues string) (p *Peer, queue, key string) {
 	return b.caller(b.w.name(ledger.Peer), user, queues)
@@ -44,7 +45,6 @@ func (b Broker) caller(name, user, queues string) (p *Peer, queue, key string) {
 	_, err := p.QueueDeclare(queue, false, false, true, false, nil)
 	b.w.must(err, "declare %s", queue)
 	b.w.must(p.QueueBind(queue, key, contract.ReplyExchange, false, nil), "bind %s", queue)
-	p.Listen(queue)
 	return p, queue, key
 }
 

@@ -62,6 +62,8 @@ func forge(serve func(*World) (goOn func()), address func(queue, key string) str
 		goOn := serve(w)
 		victim, queue, key := w.Broker.Caller(contract.UserClient, contract.ClientReplyQueue)
 		thief, ownQueue, ownKey := w.Broker.Caller(contract.UserAuditor, contract.AuditorReplyQueue)
+		victim.Listen(queue)
+		thief.Listen(ownQueue)
 		asked := request(contract.Add, "1", "2")
 		asked.ReplyTo = address(queue, key)
 		victim.Publish(contract.RequestExchange, contract.RequestKey, asked)

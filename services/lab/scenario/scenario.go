@@ -103,6 +103,7 @@ func All() []Scenario {
 		leaderKilled,
 		noServer,
 		deadline,
+		lateReply,
 		typedError,
 		invalidMessages,
 		poison,
