@@ -104,6 +104,7 @@ func All() []Scenario {
 		noServer,
 		deadline,
 		lateReply,
+		clockSkew,
 		typedError,
 		invalidMessages,
 		poison,
