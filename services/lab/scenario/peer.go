@@ -227,7 +227,8 @@ func (k *Worker) Work(j Job) { k.events.Record(event.Line{Event: event.Audited, 
 func (k *Worker) Die() { k.die() }
 
 func (p *Peer) got(d amqp.Delivery) {
-	p.events.Record(event.Line{Event: event.Delivered, Request: d.MessageId, Tag: d.DeliveryTag, Redelivered: d.Redelivered})
+	attempt, _ := d.Headers[contract.HeaderAttempt].(int64)
+	p.events.Record(event.Line{Event: event.Delivered, Request: d.MessageId, Attempt: int(attempt), Tag: d.DeliveryTag, Redelivered: d.Redelivered})
 }
 
 func (p *Peer) worked(d amqp.Delivery) {

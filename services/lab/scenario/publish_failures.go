@@ -3,8 +3,6 @@ package scenario
 import (
 	"strings"
 
-	amqp "github.com/rabbitmq/amqp091-go"
-
 	"warren.example/lab/ledger"
 	"warren.example/lab/link"
 	"warren.example/messaging/event"
@@ -22,7 +20,7 @@ var publishFailures = Scenario{
 	Topic:   "publishing",
 	Broke:   "publishing, in six ways",
 	Promise: "each is told apart, and why",
-	Run:     failToPublish(func(b Broker) *Sender { return b.Sender(failExchange) }),
+	Run:     failToPublish(func(b Broker) *Sender { return b.Sender(session.PublisherOptions{Exchange: failExchange}) }),
 	Controls: []Control{{
 		Name:   "true or false",
 		Shows:  "a return is a success, a cut is a refusal",
@@ -62,7 +60,7 @@ var failures = []failure{
 		m.UserId = "somebody-else"
 	}},
 	{"a connection that is cut before the confirm", session.Unknown, "", func(s *Sender, _ *session.Message) {
-		s.BreakAt("basic.ack", link.Reset)
+		s.BreakAt(link.Broker, "basic.ack", 1, link.Reset)
 	}},
 }
 
@@ -70,26 +68,20 @@ func failToPublish(begin func(Broker) *Sender) func(*World) {
 	return func(w *World) {
 		// ARRANGE  an exchange with a queue that takes messages, and one that is full from the start
 		lab := w.Broker.Connect()
-		lab.DeclareExchange(failExchange, amqp.ExchangeDirect, nil)
-		lab.Declare(workQueue, quorum)
-		lab.Declare(fullQueue, amqp.Table{"x-queue-type": "classic", "x-max-length": int64(0), "x-overflow": "reject-publish"})
-		for _, queue := range []string{workQueue, fullQueue} {
-			w.must(lab.QueueBind(queue, queue, failExchange, false, nil), "bind %s", queue)
-		}
+		lab.DeclareFailing()
 		sender := begin(w.Broker)
 		// BREAK  one way after the other, and a good message after each
 		var mistaken []string
 		cut := ""
 		for _, f := range failures {
-			m := session.Message{Exchange: failExchange, Key: workQueue, Mandatory: true, Publishing: messages(1)[0]}
+			m := toWork(1)[0]
 			f.spoil(sender, &m)
 			got, err := sender.Send(m)
 			if got != f.want || err == nil || !strings.Contains(err.Error(), f.why) {
 				mistaken = append(mistaken, f.what+": "+got.String())
 			}
 			cut = m.MessageId
-			good := session.Message{Exchange: failExchange, Key: workQueue, Mandatory: true, Publishing: messages(1)[0]}
-			_, err = sender.Send(good)
+			_, err = sender.Send(toWork(1)[0])
 			w.must(err, "publish after %s", f.what)
 		}
 		// OBSERVE

@@ -96,6 +96,7 @@ func All() []Scenario {
 		tornFrame,
 		unroutable,
 		publishFailures,
+		bulkTracked,
 		clientKilled,
 		directReplyTo,
 		forgedReplyTo,

@@ -3,45 +3,90 @@ package scenario
 import (
 	"context"
 	"fmt"
+	"maps"
 	"net/url"
 	"strings"
 	"sync"
-	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
 
 	"warren.example/lab/ledger"
 	"warren.example/lab/link"
+	"warren.example/messaging/contract"
 	"warren.example/messaging/event"
 	"warren.example/messaging/session"
 )
 
-// Sender publishes one message after the other and says what became of each.
+// Sender publishes messages and says what became of each. What its sender
+// believes is what stands in the ledger.
 type Sender struct {
-	w      *World
-	events *event.Recorder
-	way    *link.Link // to the broker; it breaks when it is told to
-	url    string
-	send   func(context.Context, session.Message) (session.Outcome, error)
+	w        *World
+	events   *event.Recorder
+	way      *link.Link // to the broker; it breaks when it is told to
+	url      string
+	attempts map[string]int
+	send     func(context.Context, session.Message) (session.Outcome, error) // one message
+	connect  func(context.Context) error                                     // before write; the last message may have cost the connection
+	write    func(context.Context, []session.Message) []fate                 // many: returns when all are on their way
 }
 
+// fate waits for the outcome of a message.
+type fate func(context.Context) (session.Outcome, error)
+
 // Sender makes one on a session of ours.
-func (b Broker) Sender(exchange string) *Sender {
+func (b Broker) Sender(options session.PublisherOptions) *Sender {
 	s := b.sender()
-	p := session.NewPublisher(session.Options{Name: "lab", Config: sessionConfig(s.url)}, session.PublisherOptions{Exchange: exchange})
+	p := session.NewPublisher(session.Options{Name: "lab", Config: sessionConfig(s.url)}, options)
 	s.w.leave = append(s.w.leave, sync.OnceFunc(func() {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(s.w.ctx), goneWithin)
 		defer cancel()
 		_ = p.Close(ctx)
 		s.end()
 	}))
+	s.connect = p.WaitReady
 	s.send = func(ctx context.Context, m session.Message) (session.Outcome, error) {
-		for p.Ready() != nil && s.w.ctx.Err() == nil { // the last message may have cost the connection
-			time.Sleep(look / 10)
-		}
+		_ = p.WaitReady(ctx) // the last message may have cost the connection
 		return p.Publish(ctx, m)
 	}
+	s.write = func(ctx context.Context, messages []session.Message) (fates []fate) {
+		var all []*tracked
+		for _, m := range messages {
+			t := &tracked{written: make(chan struct{}), settled: make(chan struct{})}
+			all, fates = append(all, t), append(fates, t.wait)
+			p.Send(ctx, m, t)
+		}
+		for _, t := range all {
+			select {
+			case <-t.written:
+			case <-t.settled:
+			case <-ctx.Done():
+			}
+		}
+		return fates
+	}
 	return s
+}
+
+// tracked learns from the session what became of one message.
+type tracked struct {
+	written, settled chan struct{}
+	outcome          session.Outcome
+	err              error
+}
+
+func (t *tracked) Written(uint64) { close(t.written) }
+func (t *tracked) Settled(o session.Outcome, _ uint64, err error) {
+	t.outcome, t.err = o, err
+	close(t.settled)
+}
+
+func (t *tracked) wait(ctx context.Context) (session.Outcome, error) {
+	select {
+	case <-t.settled:
+		return t.outcome, t.err
+	case <-ctx.Done():
+		return session.Unknown, ctx.Err()
+	}
 }
 
 // NaiveSender makes one on the client library, which believes in what Wait says.
@@ -74,12 +119,74 @@ func (b Broker) NaiveSender() *Sender {
 	return s
 }
 
+// belief says how many of the messages that were written are safe, in the eyes
+// of whoever wrote them: the first so many.
+type belief func(context.Context, []*amqp.DeferredConfirmation) int
+
+// countAcks takes ten acks for the first ten messages.
+func countAcks(ctx context.Context, written []*amqp.DeferredConfirmation) (acks int) {
+	for _, confirm := range written {
+		if acked, err := confirm.WaitContext(ctx); acked && err == nil {
+			acks++
+		}
+	}
+	return acks
+}
+
+// BelievingSender makes one on the client library, for many messages at once.
+func (b Broker) BelievingSender(confirms bool, safe belief) *Sender {
+	s := b.sender()
+	var conn *amqp.Connection
+	var ch *amqp.Channel
+	s.w.leave = append(s.w.leave, sync.OnceFunc(func() {
+		s.end() // first: nobody waits for a farewell
+		if conn != nil {
+			_ = conn.Close()
+		}
+	}))
+	s.connect = func(context.Context) (err error) {
+		if ch != nil && !ch.IsClosed() {
+			return nil
+		}
+		if conn == nil || conn.IsClosed() {
+			if conn, err = amqp.Dial(s.url); err != nil {
+				return err
+			}
+		}
+		if ch, err = conn.Channel(); err == nil && confirms {
+			err = ch.Confirm(false)
+		}
+		return err
+	}
+	s.write = func(ctx context.Context, messages []session.Message) (fates []fate) {
+		var written []*amqp.DeferredConfirmation
+		count := sync.OnceValue(func() int { return safe(ctx, written) })
+		for _, m := range messages {
+			confirm, err := ch.PublishWithDeferredConfirm(m.Exchange, m.Key, m.Mandatory, false, m.Publishing)
+			if err != nil {
+				fates = append(fates, func(context.Context) (session.Outcome, error) { return session.NotWritten, err })
+				continue
+			}
+			written = append(written, confirm)
+			n := len(written)
+			fates = append(fates, func(context.Context) (session.Outcome, error) {
+				if n <= count() {
+					return session.Confirmed, nil
+				}
+				return session.Unknown, nil
+			})
+		}
+		return fates
+	}
+	return s
+}
+
 func (b Broker) sender() *Sender {
 	w := b.w
 	node, _, _ := strings.Cut(w.room.AdminURL(), ",")
 	u, err := url.Parse(node)
 	w.must(err, "read the room's URL")
-	s := &Sender{w: w, events: event.NewRecorder(lineWriter(w.record), "lab", w.name(ledger.Peer))}
+	s := &Sender{w: w, events: event.NewRecorder(lineWriter(w.record), "lab", w.name(ledger.Peer)), attempts: map[string]int{}}
 	s.way, err = link.Listen("127.0.0.1:0", u.Host)
 	w.must(err, "make a link")
 	u.Host = s.way.Addr()
@@ -92,22 +199,77 @@ func (s *Sender) end() {
 	s.events.Record(event.Line{Event: event.EOF})
 }
 
-// BreakAt does something to its connection at the next frame with this method
-// from the broker.
-func (s *Sender) BreakAt(method string, how link.Action) {
-	s.w.must(s.way.Do(link.Order{Action: how, Method: method, From: link.Broker, N: 1}), "order the link to %s", how)
+// BreakAt does something to its connection at the n-th next frame with this
+// method from a side, before the other has it.
+func (s *Sender) BreakAt(from link.Side, method string, n int, how link.Action) {
+	s.w.must(s.way.Do(link.Order{Action: how, Method: method, From: from, N: n}), "order the link to %s", how)
 }
 
 // Send publishes a message, and waits for its outcome.
 func (s *Sender) Send(m session.Message) (session.Outcome, error) {
 	ctx, cancel := context.WithTimeout(s.w.ctx, s.w.slow*seenWithin)
 	defer cancel()
-	s.events.Record(event.Line{Event: event.Publishing, Request: m.MessageId})
+	s.begin(&m)
 	outcome, err := s.send(ctx, m)
-	line := event.Line{Event: fateEvents[outcome], Request: m.MessageId}
+	s.ended(m.MessageId, outcome, err)
+	return outcome, err
+}
+
+// Write publishes messages without waiting in between, and returns when all are
+// on their way. What it returns waits for their outcomes.
+func (s *Sender) Write(messages ...session.Message) (outcomes func() map[string]session.Outcome) {
+	ctx, cancel := context.WithTimeout(s.w.ctx, s.w.slow*seenWithin)
+	s.w.must(s.connect(ctx), "connect the sender")
+	for i := range messages {
+		s.begin(&messages[i])
+	}
+	fates := s.write(ctx, messages)
+	return func() map[string]session.Outcome {
+		defer cancel()
+		told := map[string]session.Outcome{}
+		for i, wait := range fates {
+			outcome, err := wait(ctx)
+			told[messages[i].MessageId] = outcome
+			s.ended(messages[i].MessageId, outcome, err)
+		}
+		return told
+	}
+}
+
+// WriteAgain publishes again what may be in no queue, until it is known of each
+// that it is in one, or that it will be in none.
+func (s *Sender) WriteAgain(messages []session.Message, fates map[string]session.Outcome) {
+	last := maps.Clone(fates)
+	for {
+		var again []session.Message
+		for _, m := range messages {
+			if fate := last[m.MessageId]; fate == session.Unknown || fate == session.NotWritten {
+				again = append(again, m)
+			}
+		}
+		if len(again) == 0 {
+			return
+		}
+		s.w.must(s.w.ctx.Err(), "publish %d messages again", len(again))
+		maps.Copy(last, s.Write(again...)())
+	}
+}
+
+// begin puts an attempt on record, and counts the second and later ones in a
+// header, so that whoever receives both can tell them apart.
+func (s *Sender) begin(m *session.Message) {
+	s.attempts[m.MessageId]++
+	n := s.attempts[m.MessageId]
+	if n > 1 {
+		m.Headers = amqp.Table{contract.HeaderAttempt: int64(n)}
+	}
+	s.events.Record(event.Line{Event: event.Publishing, Request: m.MessageId, Attempt: n})
+}
+
+func (s *Sender) ended(id string, outcome session.Outcome, err error) {
+	line := event.Line{Event: fateEvents[outcome], Request: id, Attempt: s.attempts[id]}
 	if err != nil {
 		line.Reason = fmt.Sprint(err)
 	}
 	s.events.Record(line)
-	return outcome, err
 }

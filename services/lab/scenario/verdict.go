@@ -151,6 +151,12 @@ func (v *Verdict) Took(id string, from, to event.Kind) time.Duration {
 	return ended.Sub(began)
 }
 
+// Late is the messages that arrived only when they were published again.
+func (v *Verdict) Late() ledger.Set {
+	again := v.Where(func(l event.Line) bool { return l.Event == event.Delivered && l.Attempt > 1 })
+	return again.Minus(v.AtLeast(2, event.Delivered))
+}
+
 // broke says whether the named promise is broken, by evidence that counts.
 func (v *Verdict) broke(promise string) bool {
 	for _, b := range v.broken {
