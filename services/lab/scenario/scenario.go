@@ -97,6 +97,7 @@ func All() []Scenario {
 		unroutable,
 		publishFailures,
 		bulkTracked,
+		confirmModes,
 		clientKilled,
 		directReplyTo,
 		forgedReplyTo,

@@ -7,6 +7,7 @@ import (
 	"net/url"
 	"strings"
 	"sync"
+	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
 
@@ -203,6 +204,16 @@ func (s *Sender) end() {
 // method from a side, before the other has it.
 func (s *Sender) BreakAt(from link.Side, method string, n int, how link.Action) {
 	s.w.must(s.way.Do(link.Order{Action: how, Method: method, From: from, N: n}), "order the link to %s", how)
+}
+
+// Broken waits until so many frames that were waited for have come.
+func (s *Sender) Broken(times int) {
+	ctx, cancel := context.WithTimeout(s.w.ctx, s.w.slow*seenWithin)
+	defer cancel()
+	for s.way.Hit() < times {
+		s.w.must(ctx.Err(), "wait until the link has broken %d times", times)
+		time.Sleep(look / 10)
+	}
 }
 
 // Send publishes a message, and waits for its outcome.
