@@ -98,6 +98,7 @@ func All() []Scenario {
 		publishFailures,
 		bulkTracked,
 		confirmModes,
+		missingExchange,
 		clientKilled,
 		directReplyTo,
 		forgedReplyTo,

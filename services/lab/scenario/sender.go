@@ -247,6 +247,16 @@ func (s *Sender) Write(messages ...session.Message) (outcomes func() map[string]
 	}
 }
 
+// WriteAtOnce publishes messages so that all are on their way before the broker
+// has read the first, and returns what became of them.
+func (s *Sender) WriteAtOnce(messages ...session.Message) map[string]session.Outcome {
+	s.w.must(s.connect(s.w.ctx), "connect the sender")
+	s.w.must(s.way.Do(link.Order{Action: link.Freeze}), "freeze the link")
+	outcomes := s.Write(messages...)
+	s.w.must(s.way.Do(link.Order{Action: link.Heal}), "heal the link")
+	return outcomes()
+}
+
 // WriteAgain publishes again what may be in no queue, until it is known of each
 // that it is in one, or that it will be in none.
 func (s *Sender) WriteAgain(messages []session.Message, fates map[string]session.Outcome) {
