@@ -4,7 +4,9 @@ import (
 	"context"
 	"fmt"
 	"net/url"
+	"strconv"
 	"strings"
+	"sync"
 
 	amqp "github.com/rabbitmq/amqp091-go"
 
@@ -50,6 +52,29 @@ func (b Broker) Roll() {
 	b.w.breaks("the broker")
 	b.w.tell("restarting one node of the broker after the other")
 	b.w.must(substrate.Roll(b.w.ctx, b.w.broker), "restart the broker's nodes")
+}
+
+// LimitMessages lowers the max_message_size of every node until the story is over.
+// A running node of 4.x keeps it as a persistent term, 3.x reads it with each new
+// channel.
+func (b Broker) LimitMessages(bytes int) {
+	b.w.breaks("the broker")
+	b.w.tell(fmt.Sprintf("limiting messages to %d bytes", bytes))
+	set := func(ctx context.Context, node int, size string) (before string, err error) {
+		out, err := b.w.broker.Command(ctx, node, "eval", `{ok, Before} = application:get_env(rabbit, max_message_size),
+			ok = application:set_env(rabbit, max_message_size, `+size+`),
+			persistent_term:get(max_message_size, none) =:= none orelse persistent_term:put(max_message_size, `+size+`), Before.`)
+		return strings.TrimSpace(string(out)), err
+	}
+	for node := range b.w.broker.Nodes() {
+		before, err := set(b.w.ctx, node, strconv.Itoa(bytes))
+		b.w.must(err, "limit messages on node %d", node)
+		b.w.leave = append(b.w.leave, sync.OnceFunc(func() {
+			ctx, cancel := context.WithTimeout(context.WithoutCancel(b.w.ctx), b.w.slow*closeWithin)
+			defer cancel()
+			_, _ = set(ctx, node, before)
+		}))
+	}
 }
 
 // RemoveQueue deletes the request queue, as if it had never been declared.

@@ -99,6 +99,7 @@ func All() []Scenario {
 		bulkTracked,
 		confirmModes,
 		missingExchange,
+		tooLarge,
 		clientKilled,
 		directReplyTo,
 		forgedReplyTo,
