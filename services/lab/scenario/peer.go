@@ -27,6 +27,7 @@ type Peer struct {
 	*amqp.Channel
 	Conn      *amqp.Connection
 	Mandatory bool // for Publish; true at first
+	Immediate bool // for Publish
 
 	w       *World
 	events  *event.Recorder
@@ -111,7 +112,7 @@ func (p *Peer) publish(exchange, key string, messages ...amqp.Publishing) map[st
 	defer cancel()
 	confirms, fates := map[string]*amqp.DeferredConfirmation{}, map[string]session.Outcome{}
 	for _, m := range messages {
-		c, err := p.PublishWithDeferredConfirm(exchange, key, p.Mandatory, false, m)
+		c, err := p.PublishWithDeferredConfirm(exchange, key, p.Mandatory, p.Immediate, m)
 		if err != nil {
 			fates[m.MessageId] = session.NotWritten
 			continue

@@ -95,6 +95,7 @@ func All() []Scenario {
 		getOrConsume,
 		tornFrame,
 		unroutable,
+		immediate,
 		publishFailures,
 		bulkTracked,
 		confirmModes,
