@@ -54,6 +54,23 @@ func (b Broker) Roll() {
 	b.w.must(substrate.Roll(b.w.ctx, b.w.broker), "restart the broker's nodes")
 }
 
+// Alarm says that the broker is short of memory and of disk, as its own monitors
+// do. It is over when what it returns is called, or else with the story.
+func (b Broker) Alarm() (over func()) {
+	b.w.breaks("the broker")
+	b.w.tell("raising the alarms of memory and disk")
+	end := sync.OnceValue(func() error {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(b.w.ctx), b.w.slow*closeWithin)
+		defer cancel()
+		_, err := b.w.broker.Command(ctx, 0, "eval", "[rabbit_alarm:clear_alarm({resource_limit, R, node()}) || R <- [memory, disk]].")
+		return err
+	})
+	b.w.leave = append(b.w.leave, func() { _ = end() })
+	_, err := b.w.broker.Command(b.w.ctx, 0, "eval", "[rabbit_alarm:set_alarm({{resource_limit, R, node()}, []}) || R <- [memory, disk]].")
+	b.w.must(err, "raise the alarms")
+	return func() { b.w.must(end(), "end the alarms") }
+}
+
 // LimitMessages lowers the max_message_size of every node until the story is over.
 // A running node of 4.x keeps it as a persistent term, 3.x reads it with each new
 // channel.

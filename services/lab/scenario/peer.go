@@ -138,6 +138,33 @@ func (p *Peer) publish(exchange, key string, messages ...amqp.Publishing) map[st
 	return fates
 }
 
+// Throw publishes messages to a queue and does not wait. What the broker says of
+// them is not put on record.
+func (p *Peer) Throw(queue string, messages ...amqp.Publishing) []*amqp.DeferredConfirmation {
+	var confirms []*amqp.DeferredConfirmation
+	for _, m := range messages {
+		p.events.Record(event.Line{Event: event.Publishing, Request: m.MessageId})
+		confirm, err := p.PublishWithDeferredConfirm("", queue, p.Mandatory, false, m)
+		p.w.must(err, "publish to %s", queue)
+		confirms = append(confirms, confirm)
+	}
+	return confirms
+}
+
+// Blocked waits until the broker says that it does not read from this connection.
+func (p *Peer) Blocked() (wait func()) {
+	blocked := p.Conn.NotifyBlocked(make(chan amqp.Blocking, most))
+	return func() {
+		ctx, cancel := context.WithTimeout(p.w.ctx, p.w.slow*seenWithin)
+		defer cancel()
+		select {
+		case <-blocked:
+		case <-ctx.Done():
+			p.w.must(ctx.Err(), "wait until the broker blocks the connection")
+		}
+	}
+}
+
 var fateEvents = map[session.Outcome]event.Kind{
 	session.NotWritten: event.NotWritten, session.Returned: event.RequestReturned, session.Confirmed: event.Confirmed,
 	session.Nacked: event.PublishNacked, session.Unknown: event.Unknown,
@@ -223,6 +250,29 @@ func (k *Worker) Next(n int) []Job {
 
 // Work is what is done with a message; after it the message is on record.
 func (k *Worker) Work(j Job) { k.events.Record(event.Line{Event: event.Audited, Request: j.ID}) }
+
+// WorkOn works on the jobs in hand and on what comes then, until so many are done
+// or nothing comes any more. It returns how many that were.
+func (k *Worker) WorkOn(jobs []Job, most int) (done int) {
+	ctx, cancel := context.WithTimeout(k.w.ctx, k.w.slow*goneWithin)
+	defer cancel()
+	for {
+		for _, j := range jobs {
+			k.Work(j)
+			_ = j.Ack()
+			done++
+		}
+		if done >= most {
+			return done
+		}
+		select {
+		case j := <-k.jobs:
+			jobs = []Job{j}
+		case <-ctx.Done():
+			return done
+		}
+	}
+}
 
 // Die ends the worker with whatever it has in hand.
 func (k *Worker) Die() { k.die() }

@@ -101,6 +101,7 @@ func All() []Scenario {
 		confirmModes,
 		missingExchange,
 		tooLarge,
+		alarms,
 		clientKilled,
 		directReplyTo,
 		forgedReplyTo,

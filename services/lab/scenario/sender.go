@@ -2,6 +2,7 @@ package scenario
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"net/url"
@@ -29,6 +30,7 @@ type Sender struct {
 	send     func(context.Context, session.Message) (session.Outcome, error) // one message
 	connect  func(context.Context) error                                     // before write; the last message may have cost the connection
 	write    func(context.Context, []session.Message) []fate                 // many: returns when all are on their way
+	blocked  func() bool                                                     // the broker has told it to hold calls back
 }
 
 // fate waits for the outcome of a message.
@@ -45,6 +47,7 @@ func (b Broker) Sender(options session.PublisherOptions) *Sender {
 		s.end()
 	}))
 	s.connect = p.WaitReady
+	s.blocked = func() bool { return errors.Is(p.Ready(), session.ErrBlocked) }
 	s.send = func(ctx context.Context, m session.Message) (session.Outcome, error) {
 		_ = p.WaitReady(ctx) // the last message may have cost the connection
 		return p.Publish(ctx, m)
@@ -212,6 +215,16 @@ func (s *Sender) Broken(times int) {
 	defer cancel()
 	for s.way.Hit() < times {
 		s.w.must(ctx.Err(), "wait until the link has broken %d times", times)
+		time.Sleep(look / 10)
+	}
+}
+
+// Blocked waits until it holds calls back because of the broker.
+func (s *Sender) Blocked() {
+	ctx, cancel := context.WithTimeout(s.w.ctx, s.w.slow*seenWithin)
+	defer cancel()
+	for !s.blocked() {
+		s.w.must(ctx.Err(), "wait until the sender is blocked")
 		time.Sleep(look / 10)
 	}
 }
