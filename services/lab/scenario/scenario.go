@@ -106,6 +106,7 @@ func All() []Scenario {
 		directReplyTo,
 		forgedReplyTo,
 		brokerKilled,
+		persistenceMatrix,
 		leaderKilled,
 		noServer,
 		deadline,
