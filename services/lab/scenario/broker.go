@@ -120,18 +120,3 @@ func (b Broker) Cut() {
 	_, err = b.w.broker.Command(b.w.ctx, 0, "close_all_connections", "--vhost", strings.TrimPrefix(u.Path, "/"), "the lab cuts it")
 	b.w.must(err, "close every connection")
 }
-
-// Alarm makes the broker believe that a resource, memory or disk, is short, so
-// that it blocks whoever publishes; it returns what ends that.
-func (b Broker) Alarm(resource string) (clear func()) {
-	b.w.breaks("the broker")
-	b.w.tell("raising the " + resource + " alarm")
-	order := func(ctx context.Context, how string) error {
-		_, err := b.w.broker.Command(ctx, 0, "eval", fmt.Sprintf(how, "{resource_limit, "+resource+", node()}"))
-		return err
-	}
-	b.w.must(order(b.w.ctx, "rabbit_alarm:set_alarm({%s, []})."), "raise the %s alarm", resource)
-	return func() { // also after the story has been stopped
-		b.w.must(order(context.WithoutCancel(b.w.ctx), "rabbit_alarm:clear_alarm(%s)."), "end the %s alarm", resource)
-	}
-}

@@ -189,13 +189,18 @@ type Worker struct {
 // its acks also stand for every delivery before.
 func (p *Peer) Take(queue string, prefetch int, multiple bool) *Worker {
 	p.w.must(p.Qos(prefetch, 0, false), "qos %d", prefetch)
+	cancelled := p.NotifyCancel(make(chan string, 1))
 	deliveries, err := p.Consume(queue, "", false, false, false, false, nil)
 	p.w.must(err, "consume %s", queue)
 	worker := &Worker{p.w, p.events, make(chan Job, most), p.Die}
 	p.readers.Go(func() {
+		defer close(worker.jobs)
 		for d := range deliveries {
 			p.got(d)
 			worker.jobs <- Job{d.MessageId, &d, func() error { return d.Ack(multiple) }}
+		}
+		if _, ok := <-cancelled; ok { // closed with the channel if that was the reason
+			p.events.Record(event.Line{Event: event.ConsumerCancelled, Reason: queue})
 		}
 	})
 	return worker
@@ -234,15 +239,28 @@ func sessionConfig(urls string) session.Config {
 
 // Next waits for so many jobs.
 func (k *Worker) Next(n int) []Job {
+	jobs := k.Rest(n)
+	if len(jobs) < n {
+		k.w.must(errors.New("no more came"), "take %d messages; %d came", n, len(jobs))
+	}
+	return jobs
+}
+
+// Rest is what comes of so many jobs until patience ends, or the deliveries do;
+// on a session of ours they never end.
+func (k *Worker) Rest(n int) []Job {
 	ctx, cancel := context.WithTimeout(k.w.ctx, k.w.slow*seenWithin)
 	defer cancel()
 	var jobs []Job
 	for len(jobs) < n {
 		select {
-		case j := <-k.jobs:
+		case j, ok := <-k.jobs:
+			if !ok {
+				return jobs
+			}
 			jobs = append(jobs, j)
 		case <-ctx.Done():
-			k.w.must(ctx.Err(), "take %d messages; %d came", n, len(jobs))
+			return jobs
 		}
 	}
 	return jobs
@@ -271,6 +289,14 @@ func (k *Worker) WorkOn(jobs []Job, most int) (done int) {
 		case <-ctx.Done():
 			return done
 		}
+	}
+}
+
+// Do works on jobs and acks each.
+func (k *Worker) Do(jobs []Job) {
+	for _, j := range jobs {
+		k.Work(j)
+		k.w.must(j.Ack(), "ack")
 	}
 }
 

@@ -91,6 +91,7 @@ func All() []Scenario {
 		multipleAck,
 		staleAck,
 		prefetch,
+		consumerCancelled,
 		nackOrReject,
 		getOrConsume,
 		tornFrame,

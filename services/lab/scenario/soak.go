@@ -220,8 +220,8 @@ var otherFaults = []possible{
 		p.w.Broker.Start()
 	}},
 	{"the broker closes every connection", nil, func(p *plot, _ draw) { p.w.Broker.Cut() }},
-	{"the broker is short of memory", nil, func(p *plot, d draw) {
-		defer p.w.Broker.Alarm("memory")()
+	{"the broker is short of memory and disk", nil, func(p *plot, d draw) {
+		defer p.w.Broker.Alarm()()
 		p.wait(d.long)
 	}},
 	{"the link is reset", nil, func(p *plot, _ draw) { p.order(link.Order{Action: link.Reset}) }},
