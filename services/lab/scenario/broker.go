@@ -1,12 +1,15 @@
 package scenario
 
 import (
+	"bytes"
 	"context"
 	"fmt"
+	"maps"
 	"net/url"
 	"strconv"
 	"strings"
 	"sync"
+	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
 
@@ -119,4 +122,33 @@ func (b Broker) Cut() {
 	b.w.must(err, "read the room's URL")
 	_, err = b.w.broker.Command(b.w.ctx, 0, "close_all_connections", "--vhost", strings.TrimPrefix(u.Path, "/"), "the lab cuts it")
 	b.w.must(err, "close every connection")
+}
+
+// AckWithin has the broker wait so long for an ack, and returns the arguments of
+// a queue for which that is so. Before 4.3 it is a setting of all nodes for
+// channels that are opened from now on, and it is set back in the end.
+func (b Broker) AckWithin(limit time.Duration) amqp.Table {
+	args := maps.Clone(quorum)
+	if b.w.broker.Version().AtLeast(4, 3) {
+		args["x-consumer-timeout"] = limit.Milliseconds()
+		return args
+	}
+	b.w.breaks("the broker")
+	set := func(ctx context.Context, node int, settings string) (before string, err error) {
+		out, err := b.w.broker.Command(ctx, node, "eval", fmt.Sprintf("S = %s, Before = [{K, V} || {K, _} <- S, {ok, V} <- [application:get_env(rabbit, K)]], [application:set_env(rabbit, K, V) || {K, V} <- S], Before.", settings))
+		return string(bytes.TrimSpace(out)), err
+	}
+	for node := range b.w.broker.Nodes() {
+		const checks = 4 // per limit; by default it looks once a minute
+		before, err := set(b.w.ctx, node, fmt.Sprintf("[{consumer_timeout, %d}, {channel_tick_interval, %d}]", limit.Milliseconds(), limit.Milliseconds()/checks))
+		b.w.must(err, "set the consumer timeout of node %d", node)
+		b.w.leave = append(b.w.leave, sync.OnceFunc(func() {
+			ctx, cancel := context.WithTimeout(context.WithoutCancel(b.w.ctx), b.w.slow*readyWithin)
+			defer cancel()
+			if _, err := set(ctx, node, before); err != nil {
+				b.w.tell(fmt.Sprintf("node %d keeps a consumer timeout of %s: %v", node, limit, err))
+			}
+		}))
+	}
+	return args
 }

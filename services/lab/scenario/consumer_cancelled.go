@@ -34,8 +34,11 @@ func deleteQueue(begin func(*World) *Worker) func(*World) {
 	return func(w *World) {
 		const each = 5
 		// ARRANGE  a worker that has worked on five messages
-		lab, worker, jobs := handOut(w, begin, each, each)
-		worker.Do(jobs)
+		lab := w.Broker.Connect()
+		lab.Declare(workQueue, quorum)
+		lab.Send(workQueue, messages(each)...)
+		worker := begin(w)
+		before := worker.Finish(each)
 		// BREAK
 		_, err := lab.QueueDelete(workQueue, false, false, false)
 		w.must(err, "delete %s", workQueue)
@@ -43,13 +46,12 @@ func deleteQueue(begin func(*World) *Worker) func(*World) {
 		lab.Declare(workQueue, quorum)
 		lab.Send(workQueue, messages(each)...)
 		// OBSERVE  the worker takes what comes; another takes what it leaves
-		more := worker.Rest(each)
-		worker.Do(more)
+		again := worker.Finish(each)
 		lab.Drain(workQueue)
 		v := w.Settle()
 		// VERDICT
-		v.Hit("ten messages confirmed", len(v.With(event.Confirmed)) == 2*each)
-		v.Count(consumesAgain, len(more), each)
+		v.Hit("a worker that had worked", before == each)
+		v.Count(consumesAgain, again, each)
 		v.Same("every message is worked on", v.With(event.Audited), v.With(event.Confirmed))
 	}
 }

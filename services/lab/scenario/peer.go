@@ -239,16 +239,16 @@ func sessionConfig(urls string) session.Config {
 
 // Next waits for so many jobs.
 func (k *Worker) Next(n int) []Job {
-	jobs := k.Rest(n)
+	jobs := k.rest(n)
 	if len(jobs) < n {
 		k.w.must(errors.New("no more came"), "take %d messages; %d came", n, len(jobs))
 	}
 	return jobs
 }
 
-// Rest is what comes of so many jobs until patience ends, or the deliveries do;
+// rest is what comes of so many jobs until patience ends, or the deliveries do;
 // on a session of ours they never end.
-func (k *Worker) Rest(n int) []Job {
+func (k *Worker) rest(n int) []Job {
 	ctx, cancel := context.WithTimeout(k.w.ctx, k.w.slow*seenWithin)
 	defer cancel()
 	var jobs []Job
@@ -284,7 +284,10 @@ func (k *Worker) WorkOn(jobs []Job, most int) (done int) {
 			return done
 		}
 		select {
-		case j := <-k.jobs:
+		case j, ok := <-k.jobs:
+			if !ok {
+				return done
+			}
 			jobs = []Job{j}
 		case <-ctx.Done():
 			return done
@@ -292,12 +295,19 @@ func (k *Worker) WorkOn(jobs []Job, most int) (done int) {
 	}
 }
 
-// Do works on jobs and acks each.
-func (k *Worker) Do(jobs []Job) {
-	for _, j := range jobs {
-		k.Work(j)
-		k.w.must(j.Ack(), "ack")
+// Finish works until so many jobs are acked, or no more come, and says how many.
+func (k *Worker) Finish(n int) (acked int) {
+	for acked < n {
+		jobs := k.rest(1)
+		if len(jobs) == 0 {
+			break
+		}
+		k.Work(jobs[0])
+		if jobs[0].Ack() == nil { // if it is too late the message comes again
+			acked++
+		}
 	}
+	return acked
 }
 
 // Die ends the worker with whatever it has in hand.

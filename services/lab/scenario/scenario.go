@@ -92,6 +92,7 @@ func All() []Scenario {
 		staleAck,
 		prefetch,
 		consumerCancelled,
+		consumerTimeout,
 		nackOrReject,
 		getOrConsume,
 		tornFrame,
