@@ -115,6 +115,22 @@ func (b Broker) RemoveQueue() {
 	b.w.queues = []string{contract.DeadLetterQueue}
 }
 
+// UntilQueue waits for something to be seen in the state of a queue.
+func (b Broker) UntilQueue(queue, what string, happened func(substrate.QueueState) bool) {
+	b.w.tell("until " + what)
+	ctx, cancel := context.WithTimeout(b.w.ctx, b.w.slow*seenWithin)
+	defer cancel()
+	for {
+		state, err := b.w.room.Queue(ctx, queue)
+		b.w.must(err, "look at %s", queue)
+		if happened(state) {
+			return
+		}
+		b.w.must(ctx.Err(), "wait until %s", what)
+		time.Sleep(look)
+	}
+}
+
 // Cut ends every connection in the room, as a broker does that shuts down.
 func (b Broker) Cut() {
 	b.w.tell("closing every connection")

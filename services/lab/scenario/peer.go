@@ -313,9 +313,24 @@ func (k *Worker) Finish(n int) (acked int) {
 // Die ends the worker with whatever it has in hand.
 func (k *Worker) Die() { k.die() }
 
+// got records a delivery.
 func (p *Peer) got(d amqp.Delivery) {
-	attempt, _ := d.Headers[contract.HeaderAttempt].(int64)
-	p.events.Record(event.Line{Event: event.Delivered, Request: d.MessageId, Attempt: int(attempt), Tag: d.DeliveryTag, Redelivered: d.Redelivered})
+	p.events.Record(event.Line{Event: event.Delivered, Request: d.MessageId, Tag: d.DeliveryTag, Redelivered: d.Redelivered, Attempt: attempt(d)})
+}
+
+// attempt counts the ways by which a message came, from 1. What was published
+// again says so; what was dead-lettered is new to its queue, and not flagged as
+// redelivered: x-death tells.
+func attempt(d amqp.Delivery) int {
+	published, _ := d.Headers[contract.HeaderAttempt].(int64)
+	n := int(max(1, published))
+	list, _ := d.Headers["x-death"].([]any)
+	for _, one := range list {
+		death, _ := one.(amqp.Table)
+		count, _ := death["count"].(int64)
+		n += int(count)
+	}
+	return n
 }
 
 func (p *Peer) worked(d amqp.Delivery) {

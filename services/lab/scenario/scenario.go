@@ -118,6 +118,7 @@ func All() []Scenario {
 		invalidMessages,
 		poison,
 		deathReasons,
+		dlxMissing,
 		auditorKilled,
 		podDeleted,
 		rollingUpgrade,
