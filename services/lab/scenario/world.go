@@ -310,13 +310,20 @@ func (w *World) Settle() *Verdict {
 	defer cancel()
 	left, err := w.rest(ctx)
 	w.must(err, "wait until all is quiet")
+	if left != "" {
+		left = fmt.Sprintf("after %s: %s", w.slow*settleWithin, left)
+	}
 	w.tell("the verdict")
 	w.end()
+	if left == "" { // the broker's count of what is in hand is up to seconds old; but what was is back now
+		left, err = w.queued(ctx)
+		w.must(err, "look at what has come back")
+	}
 	w.ledger.Missed(w.room.Missed()...)
 	v := judge(w.ledger)
 	w.verdict = v
 	if left != "" {
-		v.broken = append(v.broken, Breach{Promise: ComesToRest, What: fmt.Sprintf("after %s: %s; still open: %s", w.slow*settleWithin, left, w.ledger.Open())})
+		v.broken = append(v.broken, Breach{Promise: ComesToRest, What: fmt.Sprintf("%s; still open: %s", left, w.ledger.Open())})
 	}
 	return v
 }

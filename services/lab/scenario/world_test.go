@@ -39,15 +39,21 @@ func (deaf) Wait(ctx context.Context) (substrate.Exit, error) {
 func TestSettle(t *testing.T) {
 	empty := func(context.Context) (substrate.QueueState, error) { return substrate.QueueState{}, nil }
 	full := func(context.Context) (substrate.QueueState, error) { return substrate.QueueState{Ready: 1}, nil }
-	looks := 0
+	looks, left := 0, false
 	for name, tc := range map[string]struct {
 		room    someRoom
 		clients []substrate.Process
 		want    Word
 		why     string
 	}{
-		"all is quiet":            {someRoom{queue: empty}, nil, Held, ""},
-		"a queue is never empty":  {someRoom{queue: full}, nil, Broken, ComesToRest},
+		"all is quiet":           {someRoom{queue: empty}, nil, Held, ""},
+		"a queue is never empty": {someRoom{queue: full}, nil, Broken, ComesToRest},
+		"somebody kept one in hand, and has left": {someRoom{queue: func(context.Context) (substrate.QueueState, error) {
+			if left {
+				return substrate.QueueState{Ready: 1}, nil
+			}
+			return substrate.QueueState{}, nil
+		}}, nil, Broken, ComesToRest},
 		"a client that hangs":     {someRoom{queue: empty}, []substrate.Process{deaf{}}, Inconclusive, "client-0 has not ended"},
 		"a look that is refused":  {someRoom{queue: func(context.Context) (substrate.QueueState, error) { return substrate.QueueState{}, errors.New("401") }}, nil, Inconclusive, "401"},
 		"a log that was not read": {someRoom{queue: empty, missed: []string{"the log of life 1"}}, nil, Inconclusive, "the log of life 1"},
@@ -63,7 +69,7 @@ func TestSettle(t *testing.T) {
 			ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
 			defer cancel()
 			w := &World{ctx: ctx, room: tc.room, ledger: lines(event.Publishing, event.Confirmed, event.Refused, event.EOF), slow: 1,
-				tell: func(string) {}, queues: []string{contract.RequestQueue}}
+				tell: func(string) {}, queues: []string{contract.RequestQueue}, leave: []func(){func() { left = name == "somebody kept one in hand, and has left" }}}
 			for _, p := range tc.clients {
 				w.clients = append(w.clients, &Client{w, p})
 			}
