@@ -202,6 +202,11 @@ func (c *Caller) Call(ctx context.Context, call Call) (contract.Reply, error) {
 	if call.Body == nil {
 		call.Body = contract.Encode(call.Request)
 	}
+	// No server reads more than that. Where the broker takes less it closes the
+	// channel under every call in flight, again with each attempt.
+	if n := len(call.Body); n > contract.MaxBody {
+		return contract.Reply{}, fmt.Errorf("rpc: a request of %d bytes, at most %d", n, contract.MaxBody)
+	}
 	p := &pending{Caller: c, call: call, deadline: deadline, signals: make(chan signal, 8)}
 	if err := c.begin(p); err != nil {
 		return contract.Reply{}, err

@@ -528,6 +528,19 @@ func TestABrokerThatIsAwayIsUnavailableAtOnce(t *testing.T) {
 	}
 }
 
+// Published, it might cost the channel of all that is in flight, with each attempt.
+func TestARequestThatIsTooLargeIsNotPublished(t *testing.T) {
+	var lines ledger
+	c := caller(t, func(o *rpc.CallerOptions) { o.Session.Events = event.NewRecorder(&lines, "test", "test-client") })
+	_, err := call(t, c, 5*time.Second, rpc.Call{Body: make([]byte, contract.MaxBody+1)})
+	if err == nil || !strings.Contains(err.Error(), "32769 bytes, at most 32768") {
+		t.Errorf("got %v, want an error that names both sizes", err)
+	}
+	if n := lines.count(event.Publishing); n != 0 {
+		t.Errorf("published %d times, want never", n)
+	}
+}
+
 func TestABrokerThatRefusesIsOverloaded(t *testing.T) {
 	onBroker(t, func(ch *amqp.Channel) error { // the request key leads to a queue that takes nothing
 		if _, err := ch.QueueDeclare("test.full", true, false, false, false, amqp.Table{"x-queue-type": "classic", "x-max-length": 0, "x-overflow": "reject-publish"}); err != nil {
