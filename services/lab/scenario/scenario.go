@@ -86,6 +86,7 @@ func All() []Scenario {
 		killedAfterReply,
 		retrySameKey,
 		ackBeforeReply,
+		manyAtOnce,
 		ackLost,
 		doubleAck,
 		multipleAck,

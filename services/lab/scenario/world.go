@@ -122,10 +122,15 @@ func (w *World) serve(kind substrate.Kind, role string, s Settings, machine stri
 	w.must(err, "start %s", name)
 	servant := &Servant{w, p}
 	w.servants = append(w.servants, servant)
-	ctx, cancel := context.WithTimeout(w.ctx, w.slow*readyWithin)
-	defer cancel()
-	w.must(p.WaitReady(ctx), "wait for %s", name)
+	servant.Ready()
 	return servant
+}
+
+// Ready waits until it serves.
+func (s *Servant) Ready() {
+	ctx, cancel := context.WithTimeout(s.w.ctx, s.w.slow*readyWithin)
+	defer cancel()
+	s.w.must(s.WaitReady(ctx), "wait for %s", s.Name())
 }
 
 // name is one that nobody in the room has had: server-0, server-1, …
