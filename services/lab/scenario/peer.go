@@ -425,13 +425,21 @@ func (p *Peer) Refuse(queue string, times int, how func(amqp.Delivery) error) {
 
 // Drain works on whatever is in a queue, or comes back into it, until the end.
 func (p *Peer) Drain(queue string) {
+	p.Handle(queue, func(d amqp.Delivery) error {
+		p.worked(d)
+		return d.Ack(false)
+	})
+}
+
+// Handle does something with whatever is in a queue, or comes back into it, until
+// the end.
+func (p *Peer) Handle(queue string, do func(amqp.Delivery) error) {
 	deliveries, err := p.Consume(queue, "", false, false, false, false, nil)
 	p.w.must(err, "consume %s", queue)
 	p.readers.Go(func() {
 		for d := range deliveries {
 			p.got(d)
-			p.worked(d)
-			_ = d.Ack(false) // what it did not reach comes back, and is seen
+			_ = do(d) // what it did not reach comes back, and is seen
 		}
 	})
 }

@@ -120,6 +120,7 @@ func All() []Scenario {
 		poison,
 		deathReasons,
 		dlxMissing,
+		deadLetterCycle,
 		auditorKilled,
 		podDeleted,
 		rollingUpgrade,
