@@ -318,10 +318,16 @@ func (p *Peer) got(d amqp.Delivery) {
 	p.events.Record(event.Line{Event: event.Delivered, Request: d.MessageId, Tag: d.DeliveryTag, Redelivered: d.Redelivered, Attempt: attempt(d)})
 }
 
+// triesHeader counts how often a message was tried, by whoever publishes it again.
+const triesHeader = "lesson-tries"
+
 // attempt counts the ways by which a message came, from 1. What was published
 // again says so; what was dead-lettered is new to its queue, and not flagged as
 // redelivered: x-death tells.
 func attempt(d amqp.Delivery) int {
+	if tries, ok := d.Headers[triesHeader].(int64); ok {
+		return 1 + int(tries)
+	}
 	published, _ := d.Headers[contract.HeaderAttempt].(int64)
 	n := int(max(1, published))
 	list, _ := d.Headers["x-death"].([]any)

@@ -121,6 +121,8 @@ func All() []Scenario {
 		deathReasons,
 		dlxMissing,
 		deadLetterCycle,
+		retryLadder,
+
 		auditorKilled,
 		podDeleted,
 		rollingUpgrade,
