@@ -122,7 +122,7 @@ func All() []Scenario {
 		dlxMissing,
 		deadLetterCycle,
 		retryLadder,
-
+		delayedRetry,
 		auditorKilled,
 		podDeleted,
 		rollingUpgrade,
