@@ -46,12 +46,16 @@ type Needs struct {
 	Nodes      int              // broker nodes, at least
 	MinVersion topology.Version // of the broker
 	Kubernetes bool             // pods and whoever keeps them running
+	Local      bool             // processes of this machine: a pod cannot be stopped and go on
 }
 
 // Substrates are the places that have it, in the words of --on.
 func (n Needs) Substrates() []string {
 	if n.Kubernetes {
 		return []string{"kind", "cluster"}
+	}
+	if n.Local {
+		return []string{"local"}
 	}
 	return []string{"local", "kind", "cluster"}
 }
@@ -71,6 +75,8 @@ func (n Needs) unmet(s substrate.Substrate) string {
 	switch {
 	case n.Kubernetes && s.Name() != "kubernetes":
 		return "needs Kubernetes: lab run --on kind"
+	case n.Local && s.Name() != "local":
+		return "needs processes of this machine: lab run --on local"
 	case b.Nodes() < n.Nodes:
 		return fmt.Sprintf("needs %d broker nodes, there are %d", n.Nodes, b.Nodes())
 	case !b.Version().AtLeast(n.MinVersion.Major, n.MinVersion.Minor):
@@ -97,6 +103,7 @@ func All() []Scenario {
 		nackOrReject,
 		getOrConsume,
 		tornFrame,
+		serverFrozen,
 		unroutable,
 		immediate,
 		publishFailures,

@@ -71,14 +71,15 @@ func (b someBroker) Version() topology.Version { return b.version }
 
 type somewhere struct {
 	substrate.Substrate
+	name   string
 	broker someBroker
 }
 
-func (s somewhere) Name() string             { return "local" }
+func (s somewhere) Name() string             { return s.name }
 func (s somewhere) Broker() substrate.Broker { return s.broker }
 
 func TestNeeds(t *testing.T) {
-	local := somewhere{broker: someBroker{nodes: 1, version: topology.Version{Major: 3, Minor: 10, Patch: 8}}}
+	local := somewhere{name: "local", broker: someBroker{nodes: 1, version: topology.Version{Major: 3, Minor: 10, Patch: 8}}}
 	for want, needs := range map[string]Needs{
 		"":                                    {},
 		"needs 3 broker nodes, there are 1":   {Nodes: 3},
@@ -87,6 +88,12 @@ func TestNeeds(t *testing.T) {
 	} {
 		if got := needs.unmet(local); got != want {
 			t.Errorf("%+v: got %q, want %q", needs, got, want)
+		}
+	}
+	pods := somewhere{name: "kubernetes", broker: local.broker}
+	for want, on := range map[string]substrate.Substrate{"": local, "needs processes of this machine: lab run --on local": pods} {
+		if got := (Needs{Local: true}).unmet(on); got != want {
+			t.Errorf("local, on %s: got %q, want %q", on.Name(), got, want)
 		}
 	}
 }

@@ -193,9 +193,9 @@ var otherFaults = []possible{
 	}},
 	{"a server is frozen", onLocal, func(p *plot, d draw) {
 		s := p.server(d)
-		p.w.must(s.Pause(p.w.ctx), "freeze %s", s.Name())
+		s.Freeze()
 		p.wait(d.long)
-		p.w.must(s.Resume(p.w.ctx), "thaw %s", s.Name())
+		s.Thaw()
 	}},
 	{"a client dies, another comes", nil, func(p *plot, d draw) {
 		i := d.n % len(p.clients)

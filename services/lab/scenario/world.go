@@ -162,6 +162,15 @@ func (s *Servant) Release() {
 	s.w.must(err, "release %s", s.Name())
 }
 
+// Freeze stops the process by SIGSTOP: its sockets stay open and silent.
+func (s *Servant) Freeze() {
+	s.w.tell("freezing " + s.Name())
+	s.w.must(s.Pause(s.w.ctx), "freeze %s", s.Name())
+}
+
+// Thaw lets it go on.
+func (s *Servant) Thaw() { s.w.must(s.Resume(s.w.ctx), "thaw %s", s.Name()) }
+
 // Doomed says that up to n deaths of this servant are the scenario's doing.
 func (s *Servant) Doomed(n int) { s.w.ledger.Killed(s.Name(), n) }
 
