@@ -29,6 +29,14 @@ func (k *Link) BreakAt(from link.Side, method string, n int, how link.Action) {
 	k.w.must(k.Do(k.w.ctx, link.Order{Action: how, Method: method, From: from, N: n}), "order the link to %s", how)
 }
 
+// Heal ends whatever lasts: silence, Slow and Drip.
+func (k *Link) Heal() { k.order(link.Order{Action: link.Heal}) }
+
+func (k *Link) order(o link.Order) {
+	k.w.tell("the link: " + string(o.Action))
+	k.w.must(k.Do(k.w.ctx, o), "order the link to %s", o.Action)
+}
+
 // Broke says whether all so many frames came.
 func (k *Link) Broke(times int) bool {
 	hit, err := k.Hit(k.w.ctx)

@@ -104,6 +104,7 @@ func All() []Scenario {
 		getOrConsume,
 		tornFrame,
 		serverFrozen,
+		halfOpen,
 		unroutable,
 		immediate,
 		publishFailures,

@@ -224,19 +224,19 @@ var otherFaults = []possible{
 		defer p.w.Broker.Alarm()()
 		p.wait(d.long)
 	}},
-	{"the link is reset", nil, func(p *plot, _ draw) { p.order(link.Order{Action: link.Reset}) }},
+	{"the link is reset", nil, func(p *plot, _ draw) { p.way.order(link.Order{Action: link.Reset}) }},
 	{"the link is cut in the middle of an ack", nil, func(p *plot, d draw) {
-		p.order(link.Order{Action: link.Tear, Method: "basic.ack", From: link.Service, N: 1 + d.n%50})
+		p.way.order(link.Order{Action: link.Tear, Method: "basic.ack", From: link.Service, N: 1 + d.n%50})
 	}},
 	{"the link is half open", nil, func(p *plot, d draw) {
-		p.order(link.Order{Action: link.Freeze})
+		p.way.order(link.Order{Action: link.Freeze})
 		p.wait(d.long)
-		p.order(link.Order{Action: link.Heal})
+		p.way.order(link.Order{Action: link.Heal})
 	}},
 	{"the link is slow", nil, func(p *plot, d draw) {
-		p.order(link.Order{Action: link.Slow, Delay: 50 * time.Millisecond})
+		p.way.order(link.Order{Action: link.Slow, Delay: 50 * time.Millisecond})
 		p.wait(d.long)
-		p.order(link.Order{Action: link.Heal})
+		p.way.order(link.Order{Action: link.Heal})
 	}},
 }
 
@@ -247,10 +247,6 @@ func (p *plot) wait(d time.Duration) {
 	case <-p.w.ctx.Done():
 		p.w.must(p.w.ctx.Err(), "let time pass")
 	}
-}
-
-func (p *plot) order(o link.Order) {
-	p.w.must(p.way.Do(p.w.ctx, o), "order the link to %s", o.Action)
 }
 
 func (p *plot) server(d draw) *Servant { return p.servers[d.n%len(p.servers)] }
