@@ -1,6 +1,8 @@
 package scenario
 
 import (
+	"time"
+
 	"warren.example/lab/link"
 	"warren.example/lab/substrate"
 	"warren.example/messaging/contract"
@@ -28,6 +30,9 @@ func (k *Link) BreakAt(from link.Side, method string, n int, how link.Action) {
 	k.w.tell("the link will " + string(how) + " at a " + method)
 	k.w.must(k.Do(k.w.ctx, link.Order{Action: how, Method: method, From: from, N: n}), "order the link to %s", how)
 }
+
+// Slow makes every frame take so much longer, until Heal.
+func (k *Link) Slow(delay time.Duration) { k.order(link.Order{Action: link.Slow, Delay: delay}) }
 
 // Heal ends whatever lasts: silence, Slow and Drip.
 func (k *Link) Heal() { k.order(link.Order{Action: link.Heal}) }

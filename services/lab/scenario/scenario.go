@@ -105,6 +105,7 @@ func All() []Scenario {
 		tornFrame,
 		serverFrozen,
 		halfOpen,
+		slowLink,
 		unroutable,
 		immediate,
 		publishFailures,
