@@ -294,6 +294,13 @@ func (k *Link) deliver(p *pair, to net.Conn, s sent) error {
 	}
 	for i := range s.frame {
 		time.Sleep(slow.Delay)
+		k.mu.Lock()
+		healed := k.slow.Action != Drip
+		k.mu.Unlock()
+		if healed {
+			_, err := to.Write(s.frame[i:])
+			return err
+		}
 		if _, err := to.Write(s.frame[i : i+1]); err != nil {
 			return err
 		}

@@ -176,6 +176,20 @@ func TestSlowAndDripDelayAndLoseNothing(t *testing.T) {
 	}
 }
 
+func TestHealEndsADripInTheMiddleOfAFrame(t *testing.T) {
+	k, service, broker := ends(t)
+	if err := k.Do(Order{Action: Drip, Delay: 700 * time.Millisecond}); err != nil { // longer than receive waits
+		t.Fatal(err)
+	}
+	frame := method("basic.deliver")
+	send(t, service, frame)
+	receive(t, broker, frame[:1])
+	if err := k.Do(Order{Action: Heal}); err != nil {
+		t.Fatal(err)
+	}
+	receive(t, broker, frame[1:])
+}
+
 func TestResetAtOnceAndCloseWhileFrozen(t *testing.T) {
 	k, service, broker := ends(t)
 	if err := k.Do(Order{Action: Freeze}); err != nil {

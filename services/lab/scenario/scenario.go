@@ -106,6 +106,7 @@ func All() []Scenario {
 		serverFrozen,
 		halfOpen,
 		slowLink,
+		slowDrip,
 		unroutable,
 		immediate,
 		publishFailures,
