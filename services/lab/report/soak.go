@@ -17,18 +17,22 @@ func Soak(w io.Writer, s *scenario.Soak) {
 		return
 	}
 	answered, silence := make([]int, len(s.Met)), make([]time.Duration, len(s.Met))
-	i, last := -1, time.Time{}
+	i, last := -1, s.Met[0].At
 	for _, line := range s.Lines {
 		if line.Event != event.Answered {
 			continue
 		}
-		for i+1 < len(s.Met) && !line.Time.Before(s.Met[i+1].At) {
-			i++
-			last = s.Met[i].At
+		begun := func() bool { return i+1 < len(s.Met) && !line.Time.Before(s.Met[i+1].At) }
+		from := i // whose silence this answer ends: that of the first fault since the last
+		if begun() {
+			from++
 		}
-		if i >= 0 {
+		for begun() {
+			i++
+		}
+		if from >= 0 {
+			silence[from] = max(silence[from], line.Time.Sub(last))
 			answered[i]++
-			silence[i] = max(silence[i], line.Time.Sub(last))
 		}
 		last = line.Time
 	}

@@ -29,7 +29,8 @@ var halfOpen = Scenario{
 
 func silenceLink(heartbeat string) func(*World) {
 	return func(w *World) {
-		// ARRANGE  a server behind a link, and one beside it
+		// ARRANGE  a server behind a link, and one beside it; an auditor for what is taken too late
+		w.Audit(nil)
 		way := w.Link()
 		w.Serve(way.Settings().With(Settings{"AMQP_HEARTBEAT": heartbeat, "PREFETCH": "5", "CONCURRENCY": "1"}))
 		w.Serve(nil)

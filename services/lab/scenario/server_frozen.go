@@ -31,7 +31,8 @@ var serverFrozen = Scenario{
 func freezeServer(heartbeat string) func(*World) {
 	return func(w *World) {
 		const calls, inHand = 20, 5
-		// ARRANGE  a server with five of twenty requests in hand
+		// ARRANGE  a server with five of twenty requests in hand; an auditor for what is taken too late
+		w.Audit(nil)
 		frozen := w.Serve(Settings{"AMQP_HEARTBEAT": heartbeat, "PREFETCH": "5", "CONCURRENCY": "1"})
 		frozen.HoldAt(fault.AfterWork, 1)
 		load := w.Load("--count", "20", "--in-flight", "20", "--timeout", "8s")

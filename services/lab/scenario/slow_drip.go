@@ -31,7 +31,8 @@ var slowDrip = Scenario{
 
 func dripRequests(heartbeat string) func(*World) {
 	return func(w *World) {
-		// ARRANGE  a server behind a link, and one beside it
+		// ARRANGE  a server behind a link, and one beside it; an auditor for what is taken too late
+		w.Audit(nil)
 		way := w.Link()
 		w.Serve(way.Settings().With(Settings{"AMQP_HEARTBEAT": heartbeat, "PREFETCH": "5"}))
 		w.Serve(nil)
