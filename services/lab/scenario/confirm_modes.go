@@ -18,7 +18,7 @@ import (
 //
 // Promise: in each way the publisher knows what may be in no queue, publishes it
 // again and loses none. What may come twice is what was in flight: one message, a
-// batch, or as many as the window lets through, which is the price of speed.
+// batch, or a window and the two messages at its ends: the price of speed.
 // Control: without confirms messages must be lost, and nobody knows which.
 var confirmModes = Scenario{
 	Name:    "confirm-modes",

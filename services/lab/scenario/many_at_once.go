@@ -13,8 +13,8 @@ import (
 // requests in hand, six deaths in all; each is started again, as a pod would be.
 //
 // Promise: every call is answered; whoever asks sees a wait and no failure.
-// Control: servers that ack before they reply must lose the request that each had
-// in hand between the two.
+// Control: servers that ack before they reply must lose what each had acked and not
+// yet answered.
 var manyAtOnce = Scenario{
 	Name:    "many-at-once",
 	Topic:   "request and reply",
