@@ -98,6 +98,8 @@ func TestWhatIsSharedIsBrokenAlone(t *testing.T) {
 		"Kill":     Broker{w}.Kill,
 		"KillNode": func() { Broker{w}.KillNode(0) },
 		"Roll":     Broker{w}.Roll,
+		"Alarm":    func() { Broker{w}.Alarm() },
+		"Limit":    func() { Broker{w}.LimitMessages(1) },
 		"Stop":     (&Machine{w: w}).Stop,
 	} {
 		func() {
