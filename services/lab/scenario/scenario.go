@@ -134,6 +134,7 @@ func All() []Scenario {
 		retryLadder,
 		delayedRetry,
 		auditorKilled,
+		replayAfterFix,
 		podDeleted,
 		rollingUpgrade,
 		rollingBroker,

@@ -186,9 +186,12 @@ func (s *Servant) Leave() {
 
 // DeadLetter is what the auditor says about one death.
 type DeadLetter struct {
+	ID      int64  `json:"id"`
 	Request string `json:"message_id"`
+	Replay  int    `json:"replay"` // that died so; 0: the first
 	Reason  string `json:"reason"`
 	Seen    int    `json:"seen"`
+	Status  string `json:"status"` // open, replaying, answered …
 }
 
 // DeadLetters asks the auditor for what it has stored.
@@ -200,6 +203,17 @@ func (s *Servant) DeadLetters() []DeadLetter {
 	}
 	s.w.must(json.Unmarshal(b, &page), "read the dead letters of %s", s.Name())
 	return page.DeadLetters
+}
+
+// Replay has the auditor publish a dead letter again; false: it had been asked
+// before.
+func (s *Servant) Replay(row DeadLetter) bool {
+	_, err := s.HTTP(s.w.ctx, "POST", fmt.Sprintf("/api/dead-letters/%d/replay", row.ID), nil)
+	if err != nil && strings.Contains(err.Error(), "409 Conflict") {
+		return false
+	}
+	s.w.must(err, "replay dead letter %d", row.ID)
+	return true
 }
 
 // Client is a running `client load`.

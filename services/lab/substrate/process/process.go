@@ -68,6 +68,7 @@ func Ask(ctx context.Context, client *http.Client, who, method, addr, path, toke
 	if token != "" {
 		req.Header.Set("Authorization", "Bearer "+token)
 	}
+	req.Header.Set("Warren-Actor", "lab") // the auditor wants to know who asks
 	res, err := client.Do(req)
 	if err != nil {
 		return nil, err
