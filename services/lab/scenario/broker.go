@@ -3,9 +3,11 @@ package scenario
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -47,6 +49,47 @@ func (b Broker) KillNode(node int) {
 	b.w.breaks("the broker")
 	b.w.tell("SIGKILL to one node of the broker")
 	b.w.must(b.w.broker.Crash(b.w.ctx, node), "kill node %d", node)
+}
+
+// ServeBeside is Serve for a server that is connected to other nodes than this.
+func (b Broker) ServeBeside(node int) *Servant {
+	return b.w.Serve(Settings{"AMQP_URL": b.beside(node, contract.UserServer)})
+}
+
+// LoadBeside is Load by a client that is connected to other nodes than this.
+func (b Broker) LoadBeside(node int, args ...string) *Client {
+	return b.w.client(append([]string{"load"}, args...), Settings{"AMQP_URL": b.beside(node, contract.UserClient)}, "")
+}
+
+func (b Broker) beside(node int, user string) string {
+	urls := strings.Split(b.w.room.URL(user), ",")
+	if len(urls) != b.w.broker.Nodes() {
+		b.w.must(substrate.ErrUnsupported, "choose a node of the broker")
+	}
+	return strings.Join(slices.Delete(urls, node, node+1), ",")
+}
+
+// CutOff cuts a node off from the others, both ways, and returns what joins them
+// again. Nodes talk to those only that know the same secret, their cookie: the
+// node believes in another from now on, for all but rabbitmqctl.
+//
+// To be joined it is restarted, with the cookie from its file. Before 4.2 Mnesia
+// stays in halves until then. Since, a node catches up by itself, but as the leader
+// that it was it goes on telling the management API what it had counted (4.3.6).
+func (b Broker) CutOff(node int) (join func()) {
+	b.w.breaks("the broker")
+	b.w.tell("cutting one node of the broker off")
+	again := sync.OnceValue(func() error {
+		ctx := context.WithoutCancel(b.w.ctx)
+		return errors.Join(b.w.broker.Crash(ctx, node), b.w.broker.StartAll(ctx))
+	})
+	b.w.leave = append(b.w.leave, func() { _ = again() }) // also after the story has been stopped
+	_, err := b.w.broker.Command(b.w.ctx, node, "eval", "[begin erlang:set_cookie(N, cut_off), true = erlang:disconnect_node(N) end || N <- nodes()].")
+	b.w.must(err, "cut node %d off", node)
+	return func() {
+		b.w.tell("joining the broker's nodes again")
+		b.w.must(again(), "join node %d again", node)
+	}
 }
 
 // Roll restarts one node after the other, as for a new version, and returns when

@@ -63,7 +63,7 @@ func (m *Machine) Audit(s Settings) *Servant {
 
 // Load is World's, on this machine.
 func (m *Machine) Load(args ...string) *Client {
-	return m.w.client(append([]string{"load"}, args...), m.name)
+	return m.w.client(append([]string{"load"}, args...), nil, m.name)
 }
 
 // Stop cuts the power, and returns when the cluster has noticed. Whatever

@@ -46,7 +46,7 @@ type Needs struct {
 	Nodes      int              // broker nodes, at least
 	MinVersion topology.Version // of the broker
 	Kubernetes bool             // pods and whoever keeps them running
-	Local      bool             // processes of this machine: a pod cannot be stopped and go on
+	Local      bool             // processes of this machine: they can be stopped and go on, and choose a broker node
 }
 
 // Substrates are the places that have it, in the words of --on.
@@ -121,6 +121,7 @@ func All() []Scenario {
 		brokerKilled,
 		persistenceMatrix,
 		leaderKilled,
+		partition,
 		noServer,
 		deadline,
 		lateReply,

@@ -253,13 +253,13 @@ func (c *Client) Ended() {
 
 // Load starts a client that sends a load, and does not wait for its end.
 func (w *World) Load(args ...string) *Client {
-	return w.client(append([]string{"load"}, args...), "")
+	return w.client(append([]string{"load"}, args...), nil, "")
 }
 
-func (w *World) client(args []string, machine string) *Client {
+func (w *World) client(args []string, s Settings, machine string) *Client {
 	name := w.name("client")
 	w.tell(fmt.Sprintf("%s: %v", name, args))
-	p, err := w.room.Start(w.ctx, substrate.Service{Kind: substrate.Client, Name: name, Args: args, Machine: machine})
+	p, err := w.room.Start(w.ctx, substrate.Service{Kind: substrate.Client, Name: name, Args: args, Env: s, Machine: machine})
 	w.must(err, "start %s %v", name, args)
 	c := &Client{w, p}
 	w.clients = append(w.clients, c)
@@ -296,7 +296,7 @@ func (o Outcome) String() string {
 
 // Call makes one call and returns how it ended.
 func (w *World) Call(args ...string) Outcome {
-	c := w.client(append([]string{"call", "--output", "json"}, args...), "")
+	c := w.client(append([]string{"call", "--output", "json"}, args...), nil, "")
 	ctx, cancel := context.WithTimeout(w.ctx, w.slow*settleWithin)
 	defer cancel()
 	exit, err := c.Wait(ctx)
