@@ -74,8 +74,8 @@ func (b Broker) beside(node int, user string) string {
 // node believes in another from now on, for all but rabbitmqctl.
 //
 // To be joined it is restarted, with the cookie from its file. Before 4.2 Mnesia
-// stays in halves until then. Since, a node catches up by itself, but as the leader
-// that it was it goes on telling the management API what it had counted (4.3.6).
+// stays in halves until then. Since, a node catches up by itself, but without a
+// restart the management API went on counting what was in hand at the cut (4.3.6).
 func (b Broker) CutOff(node int) (join func()) {
 	b.w.breaks("the broker")
 	b.w.tell("cutting one node of the broker off")

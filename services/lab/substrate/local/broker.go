@@ -300,8 +300,8 @@ func (b *Broker) Start(ctx context.Context, node int) error {
 }
 
 // bring is the service manager of a node that has run before: what ends while it
-// starts is started again, twice at most. Nodes of 3.10.8 do when several come
-// back from a crash at once.
+// starts is started again, twice at most. A node of 3.10.8 was seen to, when three
+// came back from a crash at once.
 func (b *Broker) bring(ctx context.Context, n *node) error {
 	for again := 2; ; again-- {
 		if err := b.runAgain(n); err != nil {
