@@ -336,15 +336,15 @@ func (w *World) Settle() *Verdict {
 	w.tell("until all is quiet")
 	ctx, cancel := context.WithTimeout(w.ctx, w.slow*settleWithin)
 	defer cancel()
-	left, err := w.rest(ctx)
+	left, err := w.rest(ctx, 2)
 	w.must(err, "wait until all is quiet")
 	if left != "" {
 		left = fmt.Sprintf("after %s: %s", w.slow*settleWithin, left)
 	}
 	w.tell("the verdict")
 	w.end()
-	if left == "" { // the broker's count of what is in hand is up to seconds old; but what was is back now
-		left, err = w.queued(ctx)
+	if left == "" { // the broker's count of what is in hand is up to seconds old; but what was is back now, and stays
+		left, err = w.rest(ctx, 1)
 		w.must(err, "look at what has come back")
 	}
 	w.ledger.Missed(w.room.Missed()...)
@@ -356,17 +356,16 @@ func (w *World) Settle() *Verdict {
 	return v
 }
 
-// rest returns when the clients have ended and two looks in a row, apart, found
-// the queues empty and nothing new in the ledger. What is left in them when
+// rest returns when the clients have ended and so many looks in a row, apart,
+// found the queues empty and nothing new in the ledger. What is left in them when
 // patience ends was seen there; that it could not be seen is an error.
-func (w *World) rest(ctx context.Context) (left string, err error) {
+func (w *World) rest(ctx context.Context, looks int) (left string, err error) {
 	for _, c := range w.clients {
 		if _, err := c.Wait(ctx); err != nil {
 			return "", fmt.Errorf("%s has not ended: %w", c.Name(), err)
 		}
 	}
-	before := -1
-	for {
+	for before, quiet := 0, 0; ; {
 		now := len(w.ledger.Lines())
 		queued, err := w.queued(ctx)
 		switch {
@@ -374,14 +373,17 @@ func (w *World) rest(ctx context.Context) (left string, err error) {
 			return left, nil
 		case err != nil:
 			return "", err
-		case queued == "" && now == before:
-			return "", nil
-		case queued == "":
-			before = now
+		case queued != "":
+			quiet = 0
+		case now != before:
+			quiet = 1
 		default:
-			before = -1
+			quiet++
 		}
-		left = queued
+		if quiet >= looks {
+			return "", nil
+		}
+		before, left = now, queued
 		pause := look
 		if len(w.ledger.Lost()) > 0 {
 			pause = lookLong

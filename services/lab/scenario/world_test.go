@@ -39,7 +39,8 @@ func (deaf) Wait(ctx context.Context) (substrate.Exit, error) {
 func TestSettle(t *testing.T) {
 	empty := func(context.Context) (substrate.QueueState, error) { return substrate.QueueState{}, nil }
 	full := func(context.Context) (substrate.QueueState, error) { return substrate.QueueState{Ready: 1}, nil }
-	looks, left := 0, false
+	var looks, late int
+	var left bool
 	for name, tc := range map[string]struct {
 		room    someRoom
 		clients []substrate.Process
@@ -54,6 +55,13 @@ func TestSettle(t *testing.T) {
 			}
 			return substrate.QueueState{}, nil
 		}}, nil, Broken, ComesToRest},
+		"a count from before somebody left comes late": {someRoom{queue: func(context.Context) (substrate.QueueState, error) {
+			if left && late > 0 {
+				late--
+				return substrate.QueueState{Ready: 1}, nil
+			}
+			return substrate.QueueState{}, nil
+		}}, nil, Held, ""},
 		"a client that hangs":     {someRoom{queue: empty}, []substrate.Process{deaf{}}, Inconclusive, "client-0 has not ended"},
 		"a look that is refused":  {someRoom{queue: func(context.Context) (substrate.QueueState, error) { return substrate.QueueState{}, errors.New("401") }}, nil, Inconclusive, "401"},
 		"a log that was not read": {someRoom{queue: empty, missed: []string{"the log of life 1"}}, nil, Inconclusive, "the log of life 1"},
@@ -66,10 +74,11 @@ func TestSettle(t *testing.T) {
 		}}, nil, Broken, "1 unacked"},
 	} {
 		t.Run(name, func(t *testing.T) {
+			looks, late, left = 0, 1, false
 			ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
 			defer cancel()
 			w := &World{ctx: ctx, room: tc.room, ledger: lines(event.Publishing, event.Confirmed, event.Refused, event.EOF), slow: 1,
-				tell: func(string) {}, queues: []string{contract.RequestQueue}, leave: []func(){func() { left = name == "somebody kept one in hand, and has left" }}}
+				tell: func(string) {}, queues: []string{contract.RequestQueue}, leave: []func(){func() { left = true }}}
 			for _, p := range tc.clients {
 				w.clients = append(w.clients, &Client{w, p})
 			}
