@@ -112,7 +112,7 @@ block_sh() { # FILE LINE MARK BLOCK
     printf '%s:%s: ok, %ds\n' "$1" "$2" $((SECONDS - began))
     return
   fi
-  wrong "$1" "$2" "failed:" || tail -n 20 "$work/output" "$work/errors"
+  wrong "$1" "$2" "failed:" || tail -n 60 "$work/output" "$work/errors"
   return 1
 }
 
