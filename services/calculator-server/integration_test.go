@@ -384,6 +384,7 @@ func TestLeavesAtOnceWithoutDrain(t *testing.T) {
 	}
 	next := start(t)
 	calls.Wait()
+	eventually(t, "delivered", next.has("left", event.Delivered))
 	next.mu.Lock()
 	defer next.mu.Unlock()
 	if len(next.lines) == 0 || !next.lines[0].Redelivered {
