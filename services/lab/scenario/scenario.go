@@ -131,6 +131,7 @@ func All() []Scenario {
 		poison,
 		deathReasons,
 		dlxMissing,
+		deadQueueAway,
 		deadLetterCycle,
 		retryLadder,
 		delayedRetry,
