@@ -134,11 +134,11 @@ func write(w http.ResponseWriter, status int, v any) {
 }
 
 func (a *api) list(r *http.Request) (any, error) {
-	q, err := query(r, "status", "reason", "limit", "after")
+	q, err := query(r, "status", "reason", "message_id", "limit", "after")
 	if err != nil {
 		return nil, err
 	}
-	f := Filter{Status: Status(q.Get("status")), Reason: Reason(q.Get("reason"))}
+	f := Filter{Status: Status(q.Get("status")), Reason: Reason(q.Get("reason")), MessageID: q.Get("message_id")}
 	if f.Status != "" && !slices.Contains(statuses, f.Status) {
 		return nil, badRequest{fmt.Errorf("status=%s: want one of %v", clean(q.Get("status"), 40), statuses)}
 	}

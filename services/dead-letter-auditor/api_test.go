@@ -64,7 +64,7 @@ func TestRefusedRequests(t *testing.T) {
 		status             int
 		answer             string
 	}{
-		"unknown key":        {"GET", "/api/dead-letters?stauts=open", "", "", 400, `{"error":"query: unknown key \"stauts\"; there are [\"status\" \"reason\" \"limit\" \"after\"]"}`},
+		"unknown key":        {"GET", "/api/dead-letters?stauts=open", "", "", 400, `{"error":"query: unknown key \"stauts\"; there are [\"status\" \"reason\" \"message_id\" \"limit\" \"after\"]"}`},
 		"key twice":          {"GET", "/api/dead-letters?limit=1&limit=2", "", "", 400, `{"error":"query: limit is given 2 times"}`},
 		"unknown status":     {"GET", "/api/dead-letters?status=closed", "", "", 400, `{"error":"status=closed: want one of [open replaying replay-failed answered refused died-again discarded]"}`},
 		"unknown reason":     {"GET", "/api/dead-letters?reason=old", "", "", 400, `{"error":"reason=old: want one of [rejected expired maxlen delivery_limit unknown]"}`},

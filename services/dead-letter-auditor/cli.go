@@ -23,7 +23,7 @@ import (
 
 // Exit statuses.
 const (
-	exitRefused     = 1  // refused, not found, conflict; of the service: it could not run
+	exitRefused     = 1  // refused, not found, conflict; of reconcile: gaps; of the service: it could not run
 	exitUsage       = 64 // wrong command, flag or setting
 	exitUnreachable = 69 // the service is away, or cannot do it now
 )
@@ -37,9 +37,10 @@ type exit struct {
 func (e exit) Unwrap() error { return e.error }
 
 // execute runs one command line and returns its exit status.
-func execute(ctx context.Context, args []string, stdout, stderr io.Writer) int {
+func execute(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	root := rootCommand(stdout)
 	root.SetArgs(append([]string{}, args...)) // never nil: cobra would read os.Args
+	root.SetIn(stdin)
 	root.SetOut(stdout)
 	root.SetErr(stderr)
 	err := root.ExecuteContext(ctx)
@@ -63,8 +64,8 @@ func rootCommand(stdout io.Writer) *cobra.Command {
 keeps every dead letter in a database. The other commands talk to a running
 service.
 
-Exit status: 0 done; 1 refused, not found or in conflict; 64 wrong command line
-or setting; 69 the service cannot be reached or cannot do it now.
+Exit status: 0 done; 1 refused, not found or in conflict, or gaps; 64 wrong
+command line or setting; 69 the service cannot be reached or cannot do it now.
 
 Settings of the service (environment):
 ` + service.Usage(new(config)),
@@ -79,7 +80,7 @@ Settings of the service (environment):
 	root.CompletionOptions.DisableDefaultCmd = true
 	root.AddCommand(&cobra.Command{Use: "serve", Short: "Run the service", Args: cobra.NoArgs, RunE: serve})
 	c := &client{out: stdout}
-	root.AddCommand(c.list(), c.show(), c.replay(), c.discard(), c.trail())
+	root.AddCommand(c.list(), c.show(), c.replay(), c.discard(), c.trail(), c.reconcile())
 	return root
 }
 
@@ -239,6 +240,81 @@ func (c *client) trail() *cobra.Command {
 	cmd.Flags().IntVar(&limit, "limit", defaultLimit, "most to show")
 	cmd.Flags().Int64Var(&after, "after", 0, "continue after this entry")
 	return cmd
+}
+
+func (c *client) reconcile() *cobra.Command {
+	return c.command(&cobra.Command{
+		Use:   "reconcile FILE…",
+		Short: "Name the requests of which neither an end nor a dead letter is on record",
+		Long: `Read the publishers' event lines (WARREN_EVENTS=stdout) and name each gap: a
+request that the broker confirmed, of which these lines tell no end, and of which
+the service has no dead letter. An end is an answer, a refusal, or a reply that
+came too late; that its caller gave up is none. The servers' lines may be given
+as well: a reply to a caller that had died is on record there. "-" is standard
+input.
+
+A gap is not yet a loss. What is in flight is a gap until it ends: it may be in
+a queue, calc.dlq included, or in somebody's hands. Let the queues run empty and
+reconcile again. A gap that stays died where no dead letter comes out: of a
+queue without a dead-letter exchange or with one that does not exist, or, at
+most once, on its way to a dead-letter queue that was away. (What died under a
+message-id that cannot be printed is on record under a hash, and is a gap here.)
+
+Exit status: 0 no gap; 1 gaps; 64 wrong command line, setting, token or file; 69
+the service cannot be reached or cannot do it now.`,
+		Args: cobra.MinimumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			f, err := readFates(args, cmd.InOrStdin())
+			if err != nil {
+				return exit{exitUsage, err}
+			}
+			ctx := cmd.Context()
+			_, err = c.onRecord(ctx, "") // where nothing is to be asked, too, there must be somebody to ask
+			var r reconciliation
+			if err == nil {
+				r, err = f.reconcile(func(id string) (bool, error) { return c.onRecord(ctx, id) })
+			}
+			var e exit
+			if errors.As(err, &e) && e.status == exitRefused {
+				return exit{exitUsage, err} // 1 says that there are gaps, and nothing else
+			}
+			if err != nil {
+				return err
+			}
+			raw, _ := json.Marshal(r) // numbers and strings: cannot fail
+			c.print(append(raw, '\n'), r.print)
+			if len(r.Gaps) > 0 {
+				return exit{exitRefused, fmt.Errorf("gaps: %d of %d confirmed requests have no end and no dead letter: still in flight, or died where no dead letter comes out; reconcile --help says more", len(r.Gaps), r.Confirmed)}
+			}
+			return nil
+		},
+	})
+}
+
+// onRecord asks whether a message has died; "" stands for any.
+func (c *client) onRecord(ctx context.Context, id string) (bool, error) {
+	q := url.Values{"limit": {"1"}}
+	if id != "" {
+		q.Set("message_id", id)
+	}
+	var answer listAnswer
+	if _, err := c.fetch(ctx, http.MethodGet, "/api/dead-letters?"+q.Encode(), nil, &answer); err != nil {
+		return false, err
+	}
+	if answer.DeadLetters == nil { // none would be an empty list
+		return false, exit{exitUnreachable, fmt.Errorf("--url %s: answers something that is not the auditor's", c.url)}
+	}
+	return len(answer.DeadLetters) > 0, nil
+}
+
+func (r reconciliation) print(w io.Writer) {
+	fmt.Fprintf(w, "%d confirmed: %d ended, %d on record as dead letters, %d gaps\n", r.Confirmed, r.Ended, r.OnRecord, len(r.Gaps))
+	for _, id := range r.Gaps {
+		fmt.Fprintln(w, quoteUnlessPlain(id))
+	}
+	for _, name := range r.Incomplete {
+		fmt.Fprintf(w, "%s: incomplete: it ends in the middle of a line, and what that told is not known\n", name)
+	}
 }
 
 // do fetches and prints.

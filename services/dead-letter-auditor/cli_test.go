@@ -29,8 +29,13 @@ func eventually(t *testing.T, check func() (wrong string)) {
 
 func command(t *testing.T, args ...string) (status int, stdout, stderr string) {
 	t.Helper()
+	return commandOn(t, "", args...)
+}
+
+func commandOn(t *testing.T, stdin string, args ...string) (status int, stdout, stderr string) {
+	t.Helper()
 	var out, err bytes.Buffer
-	status = execute(t.Context(), args, &out, &err)
+	status = execute(t.Context(), args, strings.NewReader(stdin), &out, &err)
 	return status, out.String(), err.String()
 }
 
@@ -122,7 +127,7 @@ func TestEveryCommandRefusesAnUnknownSetting(t *testing.T) {
 		t.Errorf("without any: got %d %s", status, stderr)
 	}
 	t.Setenv("WARREN_DATABSE", "x")
-	for _, args := range [][]string{{}, {"serve"}, {"list"}, {"show", "1"}, {"replay", "1"}, {"discard", "1", "--reason", "r"}, {"trail"}} {
+	for _, args := range [][]string{{}, {"serve"}, {"list"}, {"show", "1"}, {"replay", "1"}, {"discard", "1", "--reason", "r"}, {"trail"}, {"reconcile", "-"}} {
 		status, _, stderr := command(t, args...)
 		if status != exitUsage || !strings.Contains(stderr, "WARREN_DATABSE: unknown setting") {
 			t.Errorf("%v: got %d %s, want %d and the variable", args, status, stderr, exitUsage)

@@ -1,6 +1,6 @@
 // Command dead-letter-auditor keeps, in a database, why each request died, and
 // lets people replay or discard it. Without a command it is the service; the
-// commands list, show, replay, discard and trail talk to a running one.
+// commands list, show, replay, discard, trail and reconcile talk to a running one.
 package main
 
 import (
@@ -28,7 +28,7 @@ import (
 )
 
 func main() {
-	os.Exit(execute(context.Background(), os.Args[1:], os.Stdout, os.Stderr))
+	os.Exit(execute(context.Background(), os.Args[1:], os.Stdin, os.Stdout, os.Stderr))
 }
 
 // run is the service from start to end.

@@ -132,9 +132,13 @@ func (s *sqlStore) Audit(ctx context.Context, l DeadLetter) (out DeadLetter, err
 }
 
 func (s *sqlStore) List(ctx context.Context, f Filter) ([]DeadLetter, error) {
+	if clean(f.MessageID, len(f.MessageID)) != f.MessageID {
+		return nil, nil // as in Find
+	}
 	var where clauses
 	where.add(f.Status != "", "status = ", f.Status)
 	where.add(f.Reason != "", "reason = ", f.Reason)
+	where.add(f.MessageID != "", "message_id = ", f.MessageID)
 	where.add(f.After > 0, "id < ", f.After)
 	query := `SELECT ` + columns + ` FROM dead_letters` + where.String() + ` ORDER BY id DESC LIMIT ` + strconv.Itoa(f.Limit)
 	return s.letters(ctx, query, where.args...)

@@ -48,10 +48,11 @@ type Store interface {
 // Filter selects rows; zero fields select all. After is the id of the last row
 // of the page before.
 type Filter struct {
-	Status Status
-	Reason Reason
-	After  int64
-	Limit  int
+	Status    Status
+	Reason    Reason
+	MessageID string
+	After     int64
+	Limit     int
 }
 
 // TrailFilter selects entries of the trail.

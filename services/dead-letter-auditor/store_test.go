@@ -27,7 +27,7 @@ import (
 // is a process, by SIGKILL.
 func TestMain(m *testing.M) {
 	if os.Getenv("AUDITOR_TEST_SERVE") != "" {
-		os.Exit(execute(context.Background(), []string{"serve"}, os.Stdout, os.Stderr))
+		os.Exit(execute(context.Background(), []string{"serve"}, strings.NewReader(""), os.Stdout, os.Stderr))
 	}
 	goleak.VerifyTestMain(tests{m})
 }
@@ -349,6 +349,9 @@ func testListPagesAndFilters(t *testing.T, s *sqlStore, _ config) {
 		{Filter{Limit: 9, Reason: Rejected}, []int64{4, 2}},
 		{Filter{Limit: 9, Reason: Rejected, Status: Open, After: 4}, []int64{2}},
 		{Filter{Limit: 9, Status: Answered}, nil},
+		{Filter{Limit: 9, MessageID: "m2"}, []int64{3}},
+		{Filter{Limit: 9, MessageID: "3"}, nil}, // the number of a row is no message-id
+		{Filter{Limit: 9, MessageID: "m2\x00"}, nil},
 	} {
 		if got := ids(c.f); !slices.Equal(got, c.want) {
 			t.Errorf("%+v: got %v, want %v", c.f, got, c.want)
