@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -200,6 +201,8 @@ func (p played) failedAsItMust(promise string) (Word, string) {
 	switch {
 	case p.err != nil, len(p.disturbed) > 0 && word != Held:
 		return DidNotFail, reason
+	case slices.ContainsFunc(p.verdict.always, p.verdict.broke):
+		return DidNotFail, "it broke more than it must: " + reason
 	case p.verdict.broke(promise):
 		return FailedAsItMust, ""
 	}

@@ -102,16 +102,23 @@ func TestNeeds(t *testing.T) {
 // there to break, by evidence that counts.
 func TestAControlMustBreakItsPromise(t *testing.T) {
 	lost := []event.Kind{event.Publishing, event.Confirmed, event.TimedOut}
+	always := func(got, want ledger.Set) *Verdict {
+		v := judge(lines(append(lost, event.EOF)...))
+		v.Always("it is named", got, want)
+		return v
+	}
 	for name, tc := range map[string]struct {
 		p    played
 		want Word
 	}{
-		"it lost a request":        {played{verdict: judge(lines(append(lost, event.EOF)...))}, FailedAsItMust},
-		"it lost none":             {played{verdict: judge(lines(event.Publishing, event.Confirmed, event.Refused, event.EOF))}, DidNotFail},
-		"a ledger without its end": {played{verdict: judge(lines(lost...))}, DidNotFail},
-		"it could not be played":   {played{err: os.ErrNotExist}, DidNotFail},
-		"something else broke it":  {played{verdict: judge(lines(append(lost, event.EOF)...)), disturbed: []string{"a pod was deleted"}}, DidNotFail},
-		"it broke another promise": {played{verdict: judge(lines(event.Publishing, event.Confirmed, event.Refused, event.Refused, event.EOF))}, DidNotFail},
+		"it lost a request":            {played{verdict: judge(lines(append(lost, event.EOF)...))}, FailedAsItMust},
+		"it lost one, and it is named": {played{verdict: always(ledger.SetOf("r"), ledger.SetOf("r"))}, FailedAsItMust},
+		"it lost one that is not":      {played{verdict: always(nil, ledger.SetOf("r"))}, DidNotFail},
+		"it lost none":                 {played{verdict: judge(lines(event.Publishing, event.Confirmed, event.Refused, event.EOF))}, DidNotFail},
+		"a ledger without its end":     {played{verdict: judge(lines(lost...))}, DidNotFail},
+		"it could not be played":       {played{err: os.ErrNotExist}, DidNotFail},
+		"something else broke it":      {played{verdict: judge(lines(append(lost, event.EOF)...)), disturbed: []string{"a pod was deleted"}}, DidNotFail},
+		"it broke another promise":     {played{verdict: judge(lines(event.Publishing, event.Confirmed, event.Refused, event.Refused, event.EOF))}, DidNotFail},
 	} {
 		t.Run(name, func(t *testing.T) {
 			if got, why := tc.p.failedAsItMust(string(ledger.NoLoss)); got != tc.want {

@@ -37,6 +37,7 @@ type Verdict struct {
 	*ledger.Ledger
 	checked  int
 	broken   []Breach
+	always   []string // promises that a control must not break
 	missed   []string // why the fault proved nothing
 	evidence []string // streams that are incomplete
 	notes    []string // figures to report, of which nothing is promised
@@ -84,6 +85,13 @@ func (v *Verdict) Same(promise string, got, want ledger.Set) {
 	if extra := got.Minus(want); len(extra) > 0 {
 		v.broken = append(v.broken, Breach{promise, "unexpected", extra, false})
 	}
+}
+
+// Always is Same for what holds whatever was taken away: a control that breaks it
+// has not failed as it must.
+func (v *Verdict) Always(promise string, got, want ledger.Set) {
+	v.always = append(v.always, promise)
+	v.Same(promise, got, want)
 }
 
 // That promises a single fact.

@@ -216,6 +216,36 @@ func (s *Servant) Replay(row DeadLetter) bool {
 	return true
 }
 
+// Reconcile waits until the room is quiet, as Settle does, and has the auditor
+// compare what everybody else has written with what it has on record. It returns
+// the gaps.
+func (s *Servant) Reconcile() ledger.Set {
+	s.w.tell("reconciling")
+	ctx, cancel := context.WithTimeout(s.w.ctx, s.w.slow*settleWithin)
+	defer cancel()
+	_, err := s.w.rest(ctx, 2) // what is left in a queue is a gap, and Settle tells of it
+	s.w.must(err, "wait until all is quiet")
+	var lines bytes.Buffer
+	for _, line := range s.w.ledger.Lines() {
+		if line.Instance != s.Name() {
+			s.w.must(json.NewEncoder(&lines).Encode(line), "write a line")
+		}
+	}
+	ctx, cancel = context.WithTimeout(s.w.ctx, s.w.slow*seenWithin)
+	defer cancel()
+	exit, err := s.Command(ctx, &lines, "reconcile", "-", "--output", "json")
+	s.w.must(err, "reconcile")
+	var answer struct {
+		Gaps []string `json:"gaps"`
+	}
+	err = json.Unmarshal(exit.Stdout, &answer)
+	if err == nil && exit.Code != min(len(answer.Gaps), 1) {
+		err = fmt.Errorf("%d gaps", len(answer.Gaps))
+	}
+	s.w.must(err, "reconcile: exit status %d", exit.Code)
+	return ledger.SetOf(answer.Gaps...)
+}
+
 // Client is a running `client load`.
 type Client struct {
 	w *World

@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 
 	"warren.example/lab/link"
 	"warren.example/messaging/event"
@@ -88,6 +89,9 @@ type Process interface {
 	Admin(ctx context.Context, method, path string, body any) ([]byte, error)
 	// HTTP does the same on the service's own API (the auditor's).
 	HTTP(ctx context.Context, method, path string, body any) ([]byte, error)
+	// Command runs another command of the service's program (the auditor's) beside
+	// it, with flags that lead to its API, and returns how that ended.
+	Command(ctx context.Context, stdin io.Reader, args ...string) (Exit, error)
 	Crash(ctx context.Context) error     // SIGKILL; returns when the process is gone
 	Terminate(ctx context.Context) error // SIGTERM and no restart; does not wait
 	Pause(ctx context.Context) error     // SIGSTOP

@@ -183,6 +183,23 @@ func TestServiceLives(t *testing.T) {
 	}
 }
 
+// A command of the auditor's program finds the auditor, and has what it is given.
+func TestCommand(t *testing.T) {
+	r, _ := room(t, release(t))
+	auditor, err := r.Start(t.Context(), substrate.Service{Kind: substrate.DeadLetterAuditor, Name: "auditor-0"})
+	must(t, "start", err)
+	must(t, "ready", auditor.WaitReady(t.Context()))
+	for given, want := range map[string]substrate.Exit{
+		"": {Stdout: []byte("0 confirmed: 0 ended, 0 on record as dead letters, 0 gaps\n")},
+		`{"event":"confirmed","seq":1,"request":"r"}`: {Code: 1, Stdout: []byte("1 confirmed: 0 ended, 0 on record as dead letters, 1 gaps\nr\n")},
+	} {
+		got, err := auditor.Command(t.Context(), strings.NewReader(given), "reconcile", "-")
+		if err != nil || got.Code != want.Code || !bytes.Equal(got.Stdout, want.Stdout) {
+			t.Errorf("%q: got status %d, %q, %v; want %d, %q; log: %q", given, got.Code, got.Stdout, err, want.Code, want.Stdout, auditor.Tail())
+		}
+	}
+}
+
 // What somebody else deletes is told.
 func TestSomebodyDeletesAPod(t *testing.T) {
 	r, _ := room(t, release(t))

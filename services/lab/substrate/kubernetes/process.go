@@ -2,13 +2,16 @@ package kubernetes
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/util/exec"
 
 	"warren.example/lab/substrate"
 	"warren.example/lab/substrate/process"
@@ -53,6 +56,31 @@ func (p *Process) HTTP(ctx context.Context, method, path string, body any) ([]by
 		return nil, err
 	}
 	return p.ask(ctx, httpPort, method, path, token, body)
+}
+
+// Command runs a command of the service's program in its pod; what it says goes to
+// the log.
+func (p *Process) Command(ctx context.Context, stdin io.Reader, args ...string) (substrate.Exit, error) {
+	pod := p.room.s.pods.get(p.pod)
+	if pod == nil || p.service.Kind != substrate.DeadLetterAuditor {
+		return substrate.Exit{}, fmt.Errorf("%s: %s has no API of its own", args[0], p.Name())
+	}
+	const program = "/service" // the image's entry point
+	command := append([]string{program}, args...)
+	command = append(command, "--url", fmt.Sprintf("http://127.0.0.1:%d", httpPort))
+	template := corev1.PodTemplateSpec{Spec: pod.Spec}
+	if file := setting(template, "HTTP_TOKEN_FILE"); file != "" {
+		command = append(command, "--token-file", file)
+	}
+	out, err := p.room.s.tunnel.exec(ctx, pod, stdin, command...)
+	var exit exec.CodeExitError
+	if err != nil && !errors.As(err, &exit) {
+		return substrate.Exit{}, err
+	}
+	if err != nil {
+		fmt.Fprintln(&p.tail, err)
+	}
+	return substrate.Exit{Code: exit.Code, Stdout: out}, nil
 }
 
 // Crash ends this life by SIGKILL, from inside.

@@ -425,6 +425,29 @@ func TestServiceLives(t *testing.T) {
 	}
 }
 
+// A command of the auditor's program finds the auditor, and has what it is given.
+func TestCommand(t *testing.T) {
+	r := open(t, newSubstrate(t, Options{}), nil)
+	auditor, err := r.Start(t.Context(), substrate.Service{Kind: substrate.DeadLetterAuditor, Name: "auditor-0"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	if err := auditor.WaitReady(ctx); err != nil {
+		t.Fatal(err)
+	}
+	for given, want := range map[string]substrate.Exit{
+		"": {Stdout: []byte("0 confirmed: 0 ended, 0 on record as dead letters, 0 gaps\n")},
+		`{"event":"confirmed","seq":1,"request":"r"}`: {Code: 1, Stdout: []byte("1 confirmed: 0 ended, 0 on record as dead letters, 1 gaps\nr\n")},
+	} {
+		got, err := auditor.Command(ctx, strings.NewReader(given), "reconcile", "-")
+		if err != nil || got.Code != want.Code || string(got.Stdout) != string(want.Stdout) {
+			t.Errorf("%q: got status %d, %q, %v; want %d, %q; log: %v", given, got.Code, got.Stdout, err, want.Code, want.Stdout, auditor.Tail())
+		}
+	}
+}
+
 func second[T any](_ T, err error) error { return err }
 
 func eventually(t *testing.T, within time.Duration, check func() error) {

@@ -1,14 +1,17 @@
 package local
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"maps"
 	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -195,6 +198,21 @@ func (p *Process) HTTP(ctx context.Context, method, path string, body any) ([]by
 		return nil, fmt.Errorf("%s %s: %s has no API of its own", method, path, p.Name())
 	}
 	return process.Ask(ctx, askClient, p.Name(), method, p.http, path, "", body)
+}
+
+// Command runs a command of the service's program; what it says goes to the log.
+func (p *Process) Command(ctx context.Context, stdin io.Reader, args ...string) (substrate.Exit, error) {
+	if p.http == "" {
+		return substrate.Exit{}, fmt.Errorf("%s: %s has no API of its own", args[0], p.Name())
+	}
+	cmd := exec.CommandContext(ctx, p.program, append(slices.Clone(args), "--url", "http://"+p.http)...)
+	cmd.Env, cmd.Dir = p.env, p.room.dir
+	var out bytes.Buffer
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = stdin, &out, &p.tail
+	if err := cmd.Run(); err != nil && (ctx.Err() != nil || !errors.As(err, new(*exec.ExitError))) {
+		return substrate.Exit{}, fmt.Errorf("%s of %s: %w", args[0], p.Name(), err)
+	}
+	return substrate.Exit{Code: cmd.ProcessState.ExitCode(), Stdout: out.Bytes()}, nil
 }
 
 // Lives change under a kept-alive connection, hence a fresh one per request.
