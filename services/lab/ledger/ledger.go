@@ -18,6 +18,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"warren.example/messaging/event"
 )
@@ -264,32 +265,72 @@ func (l *Ledger) Accounted() Set {
 
 // Lost is the requests that the broker took responsibility for and of whose
 // fate nobody has a record. A reply that the broker has confirmed is one if
-// nobody was left to read it: it was in the queue of a caller that the lab had
-// killed, and went with the queue when the broker noticed.
+// nobody was left to read it.
 func (l *Ledger) Lost() Set {
 	missing := l.With(event.Confirmed).Minus(l.Accounted())
 	return missing.Minus(l.bereaved(missing.And(l.With(event.ReplyConfirmed))))
 }
 
-// bereaved is those of the requests whose callers all were killed by the lab.
+// bereaved is those of the requests whose replies went unread with the reply queues
+// of all who had asked. Either the lab had killed the caller, and its queue went
+// when the broker noticed; or it had given the call up at its deadline and left in
+// peace, which deletes its queue with whatever has been confirmed into it and not
+// read. Nobody waited for such a reply.
+//
+// It must have been confirmed after the last call of that caller had ended: until
+// then the caller reads its queue, and a reply that it has on record neither as
+// an answer nor as late is lost. The two times are of two clocks, which are one on
+// one machine.
 func (l *Ledger) bereaved(of Set) Set {
 	if len(of) == 0 {
 		return of
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	replied := map[string]time.Time{} // to the first delivery
+	for _, line := range l.lines {
+		if line.Event != event.ReplyConfirmed {
+			continue
+		}
+		if first, ok := replied[line.Request]; !ok || line.Time.Before(first) {
+			replied[line.Request] = line.Time
+		}
+	}
 	waited := Set{}
 	for at, s := range l.lives {
 		if l.killed[at.instance] > 0 && !s.ended {
 			continue
 		}
+		left, inVain := s.left()
 		for _, line := range s.lines {
-			if line.Event == event.Publishing {
+			if line.Event == event.Publishing && !(inVain.Has(line.Request) && replied[line.Request].After(left)) {
 				waited[line.Request] = struct{}{}
 			}
 		}
 	}
 	return of.Minus(waited)
+}
+
+// left is when the last call of a life that ended in peace was over, and the
+// requests that it had given up by then.
+func (s *stream) left() (at time.Time, inVain Set) {
+	inVain = Set{}
+	if !s.ended {
+		return at, inVain
+	}
+	for _, line := range s.lines {
+		switch line.Event {
+		case event.Publishing:
+			delete(inVain, line.Request)
+		case event.TimedOut:
+			inVain[line.Request] = struct{}{}
+		case event.Answered, event.Refused:
+		default:
+			continue
+		}
+		at = line.Time
+	}
+	return at, inVain
 }
 
 // Confidence says what the number of losses means: if none of n was lost, the

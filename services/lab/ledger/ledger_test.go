@@ -7,6 +7,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"warren.example/messaging/event"
 )
@@ -229,6 +230,47 @@ func TestAReplyDiesWithItsCaller(t *testing.T) {
 		l := ledgerOf(renumber(lines))
 		if tc.killed {
 			l.Killed("client-0", 1)
+		}
+		if got := l.Lost().IDs(); !slices.Equal(got, tc.lost) {
+			t.Errorf("%s: lost %v, want %v", name, got, tc.lost)
+		}
+	}
+}
+
+// A reply that comes while its caller leaves, having given up, goes with the reply
+// queue. Whatever a caller could have read, or still waited for, is lost.
+func TestAReplyThatComesAsItsCallerLeaves(t *testing.T) {
+	const asked = "client-0 publishing a, client-0 confirmed a, "
+	const replied = "server-0 computed a, server-0 reply-confirmed a, "
+	const gaveUp, left = "client-0 timed-out a, ", "client-0 eof, "
+	for name, tc := range map[string]struct {
+		story string // in order of time
+		lost  []string
+	}{
+		"while it leaves":                      {asked + gaveUp + replied + left, nil},
+		"when it has left":                     {asked + gaveUp + left + replied, nil},
+		"another who asked was killed":         {asked + "client-9 publishing a, " + gaveUp + replied + left, nil},
+		"when it asks something else":          {asked + gaveUp + replied + "client-0 publishing b, client-0 confirmed b, client-0 answered b, " + left, []string{"a"}},
+		"when it asks something else, in vain": {asked + gaveUp + replied + "client-0 publishing b, client-0 request-returned b, " + left, []string{"a"}},
+		"when another of its calls is open":    {asked + "client-0 publishing b, client-0 confirmed b, " + gaveUp + replied + "client-0 refused b, " + left, []string{"a"}},
+		"in time":                              {asked + replied + gaveUp + left, []string{"a"}},
+		"in time, and again while it leaves":   {asked + replied + gaveUp + replied + left, []string{"a"}},
+		"and its call was open":                {asked + replied + left, []string{"a"}},
+		"and it had asked again":               {asked + gaveUp + asked + replied + left, []string{"a"}},
+		"and another waits for the same":       {asked + gaveUp + "client-1 publishing a, " + replied + left + "client-1 eof", []string{"a"}},
+		"and it ended in no peace":             {asked + gaveUp + replied, []string{"a"}},
+		"never: executed, and not replied to":  {asked + gaveUp + "server-0 computed a, " + left, []string{"a"}},
+		"never: taken, and not executed":       {asked + gaveUp + "server-0 delivered a, " + left, []string{"a"}},
+		"never: nobody has had it since":       {asked + gaveUp + left, []string{"a"}},
+		"never: another's call was replied to": {asked + gaveUp + "client-1 publishing b, server-0 reply-confirmed b, " + left, []string{"a"}},
+	} {
+		l, seq := New(), map[string]uint64{}
+		l.Killed("client-9", 1)
+		for i, step := range strings.Split(strings.TrimSuffix(tc.story, ", "), ", ") {
+			who, what, _ := strings.Cut(step, " ")
+			kind, request, _ := strings.Cut(what, " ")
+			seq[who]++
+			l.Add(event.Line{Instance: who, Seq: seq[who], Time: time.Unix(int64(i), 0), Event: event.Kind(kind), Request: request})
 		}
 		if got := l.Lost().IDs(); !slices.Equal(got, tc.lost) {
 			t.Errorf("%s: lost %v, want %v", name, got, tc.lost)
