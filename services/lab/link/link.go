@@ -44,7 +44,7 @@ const (
 type Order struct {
 	Action Action        `json:"action"`
 	Method string        `json:"method,omitempty"` // one of Methods; "": at once
-	From   Side          `json:"from,omitempty"`   // who sends it
+	From   Side          `json:"from,omitempty"`   // who sends it; of Drip: whose bytes, "" for both
 	N      int           `json:"n,omitempty"`      // at the n-th such frame from now on
 	Delay  time.Duration `json:"delay,omitempty"`  // of Slow and Drip
 }
@@ -73,6 +73,8 @@ func (o Order) Validate() error {
 		return fmt.Errorf("n %d: at least 1", o.N)
 	case o.Action == Tear && o.Method == "":
 		return errors.New("method: missing; tear needs a frame")
+	case o.Action == Drip && o.From != "" && o.From != Service && o.From != Broker:
+		return fmt.Errorf("from %q: want %s, %s or nothing", o.From, Service, Broker)
 	case (o.Action == Slow || o.Action == Drip) && o.Delay <= 0:
 		return fmt.Errorf("delay %s: more than 0", o.Delay)
 	}
@@ -241,7 +243,7 @@ func (k *Link) pass(p *pair, from, to net.Conn, side Side) {
 	k.done.Go(func() {
 		defer p.close()
 		for s := range way {
-			if k.deliver(p, to, s) != nil {
+			if k.deliver(p, to, side, s) != nil {
 				break
 			}
 		}
@@ -270,7 +272,7 @@ var errCut = errors.New("cut")
 
 // deliver writes a frame when it is due and nothing is frozen, or does to the
 // pair what was ordered at that frame. What went before it has been passed on.
-func (k *Link) deliver(p *pair, to net.Conn, s sent) error {
+func (k *Link) deliver(p *pair, to net.Conn, side Side, s sent) error {
 	time.Sleep(time.Until(s.due))
 	switch s.order.Action {
 	case Reset:
@@ -288,7 +290,7 @@ func (k *Link) deliver(p *pair, to net.Conn, s sent) error {
 	frozen, slow := k.frozen, k.slow
 	k.mu.Unlock()
 	<-frozen
-	if slow.Action != Drip {
+	if slow.Action != Drip || slow.From != "" && slow.From != side {
 		_, err := to.Write(s.frame)
 		return err
 	}

@@ -176,6 +176,17 @@ func TestSlowAndDripDelayAndLoseNothing(t *testing.T) {
 	}
 }
 
+func TestADripOfOneSideLeavesTheOtherAlone(t *testing.T) {
+	k, service, broker := ends(t)
+	if err := k.Do(Order{Action: Drip, From: Service, Delay: 700 * time.Millisecond}); err != nil { // longer than silent waits
+		t.Fatal(err)
+	}
+	send(t, service, method("basic.publish"))
+	silent(t, broker)
+	send(t, broker, method("basic.deliver"))
+	receive(t, service, method("basic.deliver"))
+}
+
 func TestHealEndsADripInTheMiddleOfAFrame(t *testing.T) {
 	k, service, broker := ends(t)
 	if err := k.Do(Order{Action: Drip, Delay: 700 * time.Millisecond}); err != nil { // longer than receive waits
@@ -213,6 +224,7 @@ func TestWrongOrders(t *testing.T) {
 		"n 0":                  {Action: Reset, Method: "basic.ack", From: Broker},
 		`from ""`:              {Action: Reset, Method: "basic.ack", N: 1},
 		"delay 0s":             {Action: Slow},
+		`from "both"`:          {Action: Drip, From: "both", Delay: time.Second},
 		"waits for no frame":   {Action: Heal, Method: "basic.ack", N: 1},
 		"tear needs a frame":   {Action: Tear},
 	} {

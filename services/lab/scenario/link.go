@@ -34,8 +34,11 @@ func (k *Link) BreakAt(from link.Side, method string, n int, how link.Action) {
 // Slow makes every frame take so much longer, until Heal.
 func (k *Link) Slow(delay time.Duration) { k.order(link.Order{Action: link.Slow, Delay: delay}) }
 
-// Drip lets bytes pass one by one, one each delay, until Heal.
-func (k *Link) Drip(delay time.Duration) { k.order(link.Order{Action: link.Drip, Delay: delay}) }
+// Drip lets the bytes of a side, or of both if it is "", pass one by one, one each
+// delay, until Heal.
+func (k *Link) Drip(from link.Side, delay time.Duration) {
+	k.order(link.Order{Action: link.Drip, From: from, Delay: delay})
+}
 
 // Heal ends whatever lasts: silence, Slow and Drip.
 func (k *Link) Heal() { k.order(link.Order{Action: link.Heal}) }

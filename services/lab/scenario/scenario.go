@@ -107,6 +107,7 @@ func All() []Scenario {
 		halfOpen,
 		slowLink,
 		slowDrip,
+		dripReply,
 		unroutable,
 		immediate,
 		publishFailures,

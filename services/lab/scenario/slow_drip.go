@@ -37,7 +37,7 @@ func dripRequests(heartbeat string) func(*World) {
 		w.Serve(way.Settings().With(Settings{"AMQP_HEARTBEAT": heartbeat, "PREFETCH": "5"}))
 		w.Serve(nil)
 		// BREAK
-		way.Drip(50 * time.Millisecond)
+		way.Drip("", 50*time.Millisecond)
 		load := w.Load("--count", "20", "--in-flight", "20", "--timeout", "8s")
 		// OBSERVE  it heals when every call has ended
 		load.Ended()

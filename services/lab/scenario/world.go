@@ -133,6 +133,16 @@ func (s *Servant) Ready() {
 	s.w.must(s.WaitReady(ctx), "wait for %s", s.Name())
 }
 
+// Serves says whether it is ready now.
+func (s *Servant) Serves() bool {
+	_, err := s.Admin(s.w.ctx, "GET", "/readyz", nil)
+	if err != nil && strings.Contains(err.Error(), "503 Service Unavailable") {
+		return false
+	}
+	s.w.must(err, "ask whether %s is ready", s.Name())
+	return true
+}
+
 // name is one that nobody in the room has had: server-0, server-1, …
 func (w *World) name(role string) string {
 	n := w.names[role]
