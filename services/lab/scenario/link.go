@@ -8,21 +8,31 @@ import (
 	"warren.example/messaging/contract"
 )
 
-// Link is the network between servers and the broker.
+// Link is the network between services and the broker.
 type Link struct {
 	w *World
 	substrate.Link
 }
 
 // Link puts one between the broker and the servers that are given its Settings.
-func (w *World) Link() *Link {
-	k, err := substrate.Connect(w.ctx, w.room, contract.UserServer)
+func (w *World) Link() *Link { return w.link(contract.UserServer) }
+
+// LinkToClients puts one between the broker and the clients that it starts.
+func (b Broker) LinkToClients() *Link { return b.w.link(contract.UserClient) }
+
+func (w *World) link(user string) *Link {
+	k, err := substrate.Connect(w.ctx, w.room, user)
 	w.must(err, "make a link")
 	return &Link{w, k}
 }
 
-// Settings lead a server over the link.
+// Settings lead a service over the link.
 func (k *Link) Settings() Settings { return Settings{"AMQP_URL": k.URL()} }
+
+// Load is World.Load by a client behind the link.
+func (k *Link) Load(s Settings, args ...string) *Client {
+	return k.w.client(append([]string{"load"}, args...), k.Settings().With(s), "")
+}
 
 // BreakAt does something to the connection of the n-th next frame with this
 // method from a side, before the other has it.

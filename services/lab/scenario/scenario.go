@@ -108,6 +108,7 @@ func All() []Scenario {
 		slowLink,
 		slowDrip,
 		dripReply,
+		dripToCaller,
 		unroutable,
 		immediate,
 		publishFailures,

@@ -267,9 +267,15 @@ type Client struct {
 func (c *Client) Kill() {
 	c.w.ledger.Killed(c.Name(), 1)
 	c.w.must(c.Crash(c.w.ctx), "kill %s", c.Name())
+	c.HangsUp(func(seen) bool { return false })
+}
+
+// HangsUp returns when the broker knows that its first connection is gone, and the
+// reply queue with it, or when something else has been seen.
+func (c *Client) HangsUp(or func(seen) bool) {
 	ctx, cancel := context.WithTimeout(c.w.ctx, c.w.slow*seenWithin)
 	defer cancel()
-	for {
+	for !or(c.w.ledger) {
 		_, err := c.w.room.Queue(ctx, contract.ClientReplyQueue+"."+c.Name()+".1")
 		if vhost.Status(err) == http.StatusNotFound {
 			return
