@@ -35,12 +35,13 @@ type follower struct {
 	pods   *pods
 	name   string
 	open   func(context.Context, *corev1.PodLogOptions) (io.ReadCloser, error)
-	take   func(line []byte)
+	take   func(line []byte) (last bool) // the last is that after which a process writes nothing more
 	missed func(life int)
 
 	seed  maphash.Seed
 	seen  map[uint64]struct{}
 	first uint64 // line of this life, or 0
+	last  bool   // line of this life: it was taken
 
 	mu     sync.Mutex
 	read   int           // lives that are read to the end
@@ -48,7 +49,7 @@ type follower struct {
 	closed chan struct{} // closed when nothing more will come
 }
 
-func follow(ctx context.Context, p *pods, name string, take func(line []byte), missed func(life int)) *follower {
+func follow(ctx context.Context, p *pods, name string, take func(line []byte) (last bool), missed func(life int)) *follower {
 	f := newFollower(p, name, take, missed)
 	go func() {
 		defer close(f.closed)
@@ -57,7 +58,7 @@ func follow(ctx context.Context, p *pods, name string, take func(line []byte), m
 	return f
 }
 
-func newFollower(p *pods, name string, take func(line []byte), missed func(life int)) *follower {
+func newFollower(p *pods, name string, take func(line []byte) (last bool), missed func(life int)) *follower {
 	return &follower{
 		pods: p, name: name, take: take, missed: missed, seed: maphash.MakeSeed(), seen: map[uint64]struct{}{},
 		more: make(chan struct{}), closed: make(chan struct{}),
@@ -90,16 +91,16 @@ func (f *follower) run(ctx context.Context) {
 			return
 		case pod == nil:
 			if !complete {
-				f.missed(life)
+				f.miss(life)
 			}
 			return
 		case restarts(pod) > life: // the next life has begun
 			if complete || f.previous(ctx, life) {
 				f.finished(life)
 			} else if ctx.Err() == nil {
-				f.missed(life)
+				f.miss(life)
 			}
-			life, complete, f.first = life+1, false, 0
+			life, complete, f.first, f.last = life+1, false, 0, false
 		case complete || status(pod).State.Terminated == nil && status(pod).State.Running == nil: // over; it may never have run
 			f.finished(life)
 			return
@@ -130,7 +131,7 @@ func (f *follower) current(ctx context.Context, life int, pod *corev1.Pod) bool 
 		return f.pods.await(within, f.name, func(p *corev1.Pod) bool { return p == nil || ended(p, life) != nil }) == nil
 	case dead && (errors.Is(err, errNoEnd) || apierrors.IsBadRequest(err)), // the container's remains are gone
 		over(pod) && errors.Is(err, errOther): // or the beginning of its log
-		f.missed(life)
+		f.miss(life)
 		return true
 	}
 	pause(ctx, retryAfter)
@@ -201,8 +202,16 @@ func (f *follower) lines(r io.Reader) error {
 		}
 		f.seen[sum] = struct{}{}
 		if _, text, ok := bytes.Cut(line, []byte(" ")); ok { // after the runtime's time
-			f.take(text)
+			f.last = f.take(text)
 		}
+	}
+}
+
+// miss tells that a log was gone, unless its last line had been taken. Where the
+// API is slow to tell of a container's end, the pod may be gone by then.
+func (f *follower) miss(life int) {
+	if !f.last {
+		f.missed(life)
 	}
 }
 
@@ -248,19 +257,20 @@ type sorter struct {
 	result bytes.Buffer // what a one-shot command printed
 }
 
-func (s *sorter) take(line []byte) {
+func (s *sorter) take(line []byte) (last bool) {
 	if l, ok := process.Event(line); ok {
 		s.event(l)
-		return
+		return l.Event == event.EOF
 	}
 	var object map[string]any
 	if bytes.HasPrefix(line, []byte("{")) && json.Unmarshal(line, &object) == nil && object["level"] == nil {
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		s.result.Write(line)
-		return
+		return false
 	}
 	_, _ = s.tail.Write(line)
+	return false
 }
 
 func (s *sorter) printed() []byte {

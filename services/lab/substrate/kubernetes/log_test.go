@@ -165,6 +165,12 @@ func TestFollow(t *testing.T) {
 		"it is deleted after a stream that ended in peace before it": {"abcd", func(k *kubelet) {
 			k.cuts = []cut{{happens: nothing, whole: true}, {happens: k.remove, refused: true}}
 		}, "abcd", []int{0}},
+		"it is deleted after its last word": {"abc.", func(k *kubelet) {
+			k.cuts = []cut{{happens: nothing, whole: true}, {happens: k.remove, refused: true}}
+		}, "abc.", nil},
+		"it is deleted unread after the last word of another life": {"abc.", func(k *kubelet) {
+			k.cuts = []cut{{happens: func() { k.restart("efgh") }, whole: true}, {happens: k.remove, refused: true}}
+		}, "abc.", []int{1}},
 		"the kubelet has no log of the dead life": {"abcd", func(k *kubelet) {
 			k.lost = "unable to retrieve container logs for containerd://1"
 			k.cuts = []cut{{happens: func() { k.restart("efgh") }}, {happens: nothing, whole: true}, {happens: k.end}}
@@ -207,7 +213,11 @@ func TestFollow(t *testing.T) {
 			k.mu.Unlock()
 			var got strings.Builder
 			var missed []int
-			f := newFollower(p, "it", func(line []byte) { got.WriteString(strings.TrimSpace(string(line))) }, func(life int) { missed = append(missed, life) })
+			f := newFollower(p, "it", func(line []byte) bool {
+				word := strings.TrimSpace(string(line))
+				got.WriteString(word)
+				return word == "."
+			}, func(life int) { missed = append(missed, life) })
 			f.open = k.open
 			f.run(ctx)
 			if got.String() != tc.want || !slices.Equal(missed, tc.missed) {
@@ -226,7 +236,7 @@ func TestFollowEndsWithItsContext(t *testing.T) {
 	}
 	defer p.close()
 	ctx, cancel := context.WithCancel(t.Context())
-	f := newFollower(p, "it", func([]byte) { cancel() }, func(life int) { t.Errorf("missed life %d", life) })
+	f := newFollower(p, "it", func([]byte) bool { cancel(); return false }, func(life int) { t.Errorf("missed life %d", life) })
 	f.open = k.open
 	f.run(ctx) // the pod runs on
 }
@@ -234,7 +244,7 @@ func TestFollowEndsWithItsContext(t *testing.T) {
 // What has no end is not a line: it comes again, or its process died over it.
 func TestHalfALine(t *testing.T) {
 	var got []string
-	f := newFollower(&pods{}, "it", func(line []byte) { got = append(got, string(line)) }, nil)
+	f := newFollower(&pods{}, "it", func(line []byte) bool { got = append(got, string(line)); return false }, nil)
 	for _, tc := range []struct {
 		text string
 		want error
