@@ -22,10 +22,11 @@ import (
 // Broker is what a story does to the broker.
 type Broker struct{ w *World }
 
-// Kill ends the Erlang VM of every node by SIGKILL. The broker is away until
-// Start.
+// Kill ends the Erlang VM of every node by SIGKILL, when the story's own queues
+// are old enough. The broker is away until Start.
 func (b Broker) Kill() {
 	b.w.breaks("the broker")
+	b.w.must(b.w.calm.Wait(b.w.ctx), "wait before killing the broker")
 	b.w.tell("SIGKILL to the broker")
 	b.w.must(b.w.broker.CrashAll(b.w.ctx), "kill the broker")
 }

@@ -75,6 +75,7 @@ func (b Broker) connect(name, url string, config amqp.Config) *Peer {
 func (p *Peer) Declare(queue string, args amqp.Table) {
 	_, err := p.QueueDeclare(queue, true, false, false, false, args)
 	p.w.must(err, "declare %s", queue)
+	p.w.calm.Declared()
 	p.w.queues = append(p.w.queues, queue)
 }
 

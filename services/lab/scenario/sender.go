@@ -209,6 +209,11 @@ func (s *Sender) BreakAt(from link.Side, method string, n int, how link.Action) 
 	s.w.must(s.way.Do(link.Order{Action: how, Method: method, From: from, N: n}), "order the link to %s", how)
 }
 
+// Slow makes every frame to and from the broker take so much longer.
+func (s *Sender) Slow(delay time.Duration) {
+	s.w.must(s.way.Do(link.Order{Action: link.Slow, Delay: delay}), "slow the link")
+}
+
 // Broken waits until so many frames that were waited for have come.
 func (s *Sender) Broken(times int) {
 	ctx, cancel := context.WithTimeout(s.w.ctx, s.w.slow*seenWithin)
@@ -243,7 +248,13 @@ func (s *Sender) Send(m session.Message) (session.Outcome, error) {
 // on their way. What it returns waits for their outcomes.
 func (s *Sender) Write(messages ...session.Message) (outcomes func() map[string]session.Outcome) {
 	ctx, cancel := context.WithTimeout(s.w.ctx, s.w.slow*seenWithin)
+	defer cancel()
 	s.w.must(s.connect(ctx), "connect the sender")
+	return s.writeConnected(messages)
+}
+
+func (s *Sender) writeConnected(messages []session.Message) (outcomes func() map[string]session.Outcome) {
+	ctx, cancel := context.WithTimeout(s.w.ctx, s.w.slow*seenWithin)
 	for i := range messages {
 		s.begin(&messages[i])
 	}
@@ -258,6 +269,33 @@ func (s *Sender) Write(messages ...session.Message) (outcomes func() map[string]
 		}
 		return told
 	}
+}
+
+// WriteOn publishes one message after the other until one is not confirmed, and
+// returns what became of those that it published. It may run beside the story: it
+// needs a connection, and makes none.
+func (s *Sender) WriteOn(messages []session.Message) map[string]session.Outcome {
+	const (
+		unread = 128                    // outcomes, more than any sender has in flight
+		pause  = 100 * time.Microsecond // nothing else stops whoever waits for no confirm
+	)
+	told := map[string]session.Outcome{}
+	var outcomes []func() map[string]session.Outcome
+	for pace := time.Tick(pause); len(messages) > 0; messages = messages[1:] {
+		<-pace
+		if outcomes = append(outcomes, s.writeConnected(messages[:1])); len(outcomes) < unread {
+			continue
+		}
+		first := outcomes[0]()
+		maps.Copy(told, first)
+		if outcomes = outcomes[1:]; !all(first, session.Confirmed) {
+			break
+		}
+	}
+	for _, outcome := range outcomes {
+		maps.Copy(told, outcome())
+	}
+	return told
 }
 
 // WriteAtOnce publishes messages so that all are on their way before the broker

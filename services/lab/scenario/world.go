@@ -66,6 +66,7 @@ type World struct {
 	leave     []func()       // ends what the lab itself has at the broker
 	names     map[string]int // how many of each role there were
 	queues    []string       // that must be empty in the end
+	calm      vhost.Calm     // since the story declared a queue
 	verdict   *Verdict
 }
 
