@@ -529,6 +529,11 @@ func TestClusterLife(t *testing.T) {
 				t.Errorf("StopNode(%s) = %v, want %q", name, err, want)
 			}
 		}
+		for node, want := range map[string]string{"warren-worker": "no worker of kind cluster " + testName, worker: "exit status"} {
+			if err := killed.Signal(t.Context(), node, "no-such-container", "STOP"); err == nil || !strings.Contains(err.Error(), want) {
+				t.Errorf("Signal to a container on %s = %v, want %q", node, err, want)
+			}
+		}
 		if err := errors.Join(killed.patchNodes(t.Context(), `{"spec":{"unschedulable":true}}`), killed.StopNode(t.Context(), worker)); err != nil {
 			t.Fatal(err)
 		}

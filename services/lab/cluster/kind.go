@@ -372,7 +372,7 @@ func (c *Cluster) unlock() {
 // StopNode kills the container of a worker of our own kind cluster, as a power
 // cut would, and returns when the API server has noticed.
 func (c *Cluster) StopNode(ctx context.Context, name string) error {
-	if err := c.ownWorker(name); err != nil {
+	if err := c.ownNode(name, v1alpha4.WorkerRole); err != nil {
 		return err
 	}
 	c.mu.Lock()
@@ -386,7 +386,7 @@ func (c *Cluster) StopNode(ctx context.Context, name string) error {
 
 // StartNode starts it again and returns when the API server has noticed.
 func (c *Cluster) StartNode(ctx context.Context, name string) error {
-	if err := c.ownWorker(name); err != nil {
+	if err := c.ownNode(name, v1alpha4.WorkerRole); err != nil {
 		return err
 	}
 	if _, err := docker(ctx, "start", name); err != nil {
@@ -401,22 +401,37 @@ func (c *Cluster) StartNode(ctx context.Context, name string) error {
 	return nil
 }
 
-func (c *Cluster) ownWorker(name string) error {
+// Signal sends a signal (STOP, …) to every process of a container on a node of our
+// own kind cluster, and returns when all of them have been sent it. The container
+// is named by its ID, which the kubelet has put into the names of its cgroups.
+func (c *Cluster) Signal(ctx context.Context, node, container, signal string) error {
+	if err := c.ownNode(node, v1alpha4.WorkerRole, v1alpha4.ControlPlaneRole); err != nil {
+		return err
+	}
+	if container == "" {
+		return fmt.Errorf("SIG%s on %s: the container has no ID: it does not run", signal, node)
+	}
+	const send = `kill -s "$0" $(grep -ls -- "$1" /proc/[0-9]*/cgroup | cut -d/ -f3)` // none: kill's usage, and an error
+	_, err := docker(ctx, "exec", node, "sh", "-c", send, signal, container)
+	return err
+}
+
+func (c *Cluster) ownNode(name string, roles ...v1alpha4.NodeRole) error {
 	if !c.ours {
-		return fmt.Errorf("node %s: the cluster is not the lab's own: its nodes are not stopped", name)
+		return fmt.Errorf("node %s: the cluster is not the lab's own: its nodes are left in peace", name)
 	}
 	nodes, err := c.kind.ListNodes(c.o.Name)
 	if err != nil {
 		return err
 	}
-	var workers []string
+	var own []string
 	for _, n := range nodes {
-		if role, err := n.Role(); err == nil && role == string(v1alpha4.WorkerRole) {
-			workers = append(workers, n.String())
+		if role, err := n.Role(); err == nil && slices.Contains(roles, v1alpha4.NodeRole(role)) {
+			own = append(own, n.String())
 		}
 	}
-	if !slices.Contains(workers, name) {
-		return fmt.Errorf("node %s: no worker of kind cluster %s; it has %s", name, c.o.Name, strings.Join(workers, ", "))
+	if !slices.Contains(own, name) {
+		return fmt.Errorf("node %s: no %s of kind cluster %s; it has %s", name, roles[0], c.o.Name, strings.Join(own, ", "))
 	}
 	return nil
 }

@@ -19,7 +19,7 @@ var auditorMoved = Scenario{
 	Topic:   "Kubernetes",
 	Broke:   "the auditor's pod is moved, and hangs",
 	Promise: "one row per death, by either pod",
-	Needs:   Needs{Kubernetes: true},
+	Needs:   Needs{Kubernetes: true, Own: true},
 	Run:     moveAuditor(nil),
 	Controls: []Control{{
 		Name:   "no unique key",

@@ -63,10 +63,8 @@ func (b Broker) LoadBeside(node int, args ...string) *Client {
 }
 
 func (b Broker) beside(node int, user string) string {
-	urls := strings.Split(b.w.room.URL(user), ",")
-	if len(urls) != b.w.broker.Nodes() {
-		b.w.must(substrate.ErrUnsupported, "choose a node of the broker")
-	}
+	urls, err := b.w.room.NodeURLs(user)
+	b.w.must(err, "leave node %d out", node)
 	return strings.Join(slices.Delete(urls, node, node+1), ",")
 }
 

@@ -20,7 +20,7 @@ var partition = Scenario{
 	Topic:   "network",
 	Broke:   "broker: one node of three is cut off",
 	Promise: "the two go on, every call is answered",
-	Needs:   Needs{Nodes: 3, Local: true},
+	Needs:   Needs{Nodes: 3},
 	Alone:   true,
 	Run: cutOff("60s", func(w *World, _ *Client) {
 		w.Until("a hundred calls more are answered", passed(event.Answered, 150))

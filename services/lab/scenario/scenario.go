@@ -46,18 +46,19 @@ type Needs struct {
 	Nodes      int              // broker nodes, at least
 	MinVersion topology.Version // of the broker
 	Kubernetes bool             // pods and whoever keeps them running
-	Local      bool             // processes of this machine: they can be stopped and go on, and choose a broker node
+	Own        bool             // machines of the lab's own: what happens to them, or from outside to what runs on them
 }
 
 // Substrates are the places that have it, in the words of --on.
 func (n Needs) Substrates() []string {
+	all := []string{"local", "kind", "cluster"}
 	if n.Kubernetes {
-		return []string{"kind", "cluster"}
+		all = all[1:]
 	}
-	if n.Local {
-		return []string{"local"}
+	if n.Own {
+		all = all[:len(all)-1]
 	}
-	return []string{"local", "kind", "cluster"}
+	return all
 }
 
 // Versions are those of the broker that it is true for, as in "3.10+".
@@ -75,8 +76,8 @@ func (n Needs) unmet(s substrate.Substrate) string {
 	switch {
 	case n.Kubernetes && s.Name() != "kubernetes":
 		return "needs Kubernetes: lab run --on kind"
-	case n.Local && s.Name() != "local":
-		return "needs processes of this machine: lab run --on local"
+	case n.Own && !s.Ours():
+		return "needs machines of the lab's own: lab run --on kind"
 	case b.Nodes() < n.Nodes:
 		return fmt.Sprintf("needs %d broker nodes, there are %d", n.Nodes, b.Nodes())
 	case !b.Version().AtLeast(n.MinVersion.Major, n.MinVersion.Minor):

@@ -72,10 +72,12 @@ func (b someBroker) Version() topology.Version { return b.version }
 type somewhere struct {
 	substrate.Substrate
 	name   string
+	ours   bool
 	broker someBroker
 }
 
 func (s somewhere) Name() string             { return s.name }
+func (s somewhere) Ours() bool               { return s.ours }
 func (s somewhere) Broker() substrate.Broker { return s.broker }
 
 func TestNeeds(t *testing.T) {
@@ -90,10 +92,22 @@ func TestNeeds(t *testing.T) {
 			t.Errorf("%+v: got %q, want %q", needs, got, want)
 		}
 	}
-	pods := somewhere{name: "kubernetes", broker: local.broker}
-	for want, on := range map[string]substrate.Substrate{"": local, "needs processes of this machine: lab run --on local": pods} {
-		if got := (Needs{Local: true}).unmet(on); got != want {
-			t.Errorf("local, on %s: got %q, want %q", on.Name(), got, want)
+	theirs := somewhere{name: "kubernetes", broker: local.broker}
+	if got, want := (Needs{Own: true}).unmet(theirs), "needs machines of the lab's own: lab run --on kind"; got != want {
+		t.Errorf("somebody's cluster: got %q, want %q", got, want)
+	}
+	theirs.ours = true
+	if got := (Needs{Own: true}).unmet(theirs); got != "" {
+		t.Errorf("a cluster of ours: got %q", got)
+	}
+	for want, needs := range map[string]Needs{
+		"local kind cluster": {},
+		"kind cluster":       {Kubernetes: true},
+		"local kind":         {Own: true},
+		"kind":               {Kubernetes: true, Own: true},
+	} {
+		if got := strings.Join(needs.Substrates(), " "); got != want {
+			t.Errorf("%+v: got %q, want %q", needs, got, want)
 		}
 	}
 }

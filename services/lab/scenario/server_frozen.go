@@ -18,7 +18,7 @@ var serverFrozen = Scenario{
 	Topic:   "network",
 	Broke:   "server: SIGSTOP with requests in hand",
 	Promise: "another answers them after three heartbeats",
-	Needs:   Needs{Local: true},
+	Needs:   Needs{Own: true},
 	Run:     freezeServer("1s"),
 	Controls: []Control{{
 		Name:   "heartbeat 60 s",

@@ -169,8 +169,8 @@ func draws(seed uint64, faults []possible) func(yield func(draw) bool) {
 	}
 }
 
-func onLocal(w *World) bool      { return !onKubernetes(w) }
 func onKubernetes(w *World) bool { return w.under.Name() == "kubernetes" }
+func ours(w *World) bool         { return w.under.Ours() }
 func threeNodes(w *World) bool   { return w.broker.Nodes() >= 3 }
 
 var serverDies = []possible{
@@ -191,7 +191,7 @@ var otherFaults = []possible{
 		p.pods.DeleteByForce(p.pod(d))
 		p.pods.do("wait for", p.pods.pods.WaitReady)
 	}},
-	{"a server is frozen", onLocal, func(p *plot, d draw) {
+	{"a server is frozen", ours, func(p *plot, d draw) {
 		s := p.server(d)
 		s.Freeze()
 		p.wait(d.long)
@@ -218,6 +218,11 @@ var otherFaults = []possible{
 	{"a broker node dies", threeNodes, func(p *plot, d draw) {
 		p.w.Broker.KillNode(d.n % p.w.broker.Nodes())
 		p.w.Broker.Start()
+	}},
+	{"a broker node is cut off", threeNodes, func(p *plot, d draw) {
+		join := p.w.Broker.CutOff(d.n % p.w.broker.Nodes())
+		p.wait(d.long)
+		join()
 	}},
 	{"the broker closes every connection", nil, func(p *plot, _ draw) { p.w.Broker.Cut() }},
 	{"the broker is short of memory and disk", nil, func(p *plot, d draw) {

@@ -21,7 +21,7 @@ var workerStopped = Scenario{
 	Topic:   "Kubernetes",
 	Broke:   "a worker stops, with a server and a broker node",
 	Promise: "the rest answers every call",
-	Needs:   Needs{Kubernetes: true, Nodes: 3},
+	Needs:   Needs{Kubernetes: true, Own: true, Nodes: 3},
 	Alone:   true,
 	Run:     stopWorker(true, "150s"),
 	Controls: []Control{{

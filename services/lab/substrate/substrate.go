@@ -22,6 +22,8 @@ var ErrUnsupported = errors.New("not possible on this substrate")
 type Substrate interface {
 	Name() string // "local" or "kubernetes"
 	Broker() Broker
+	// Ours says that it stands on machines of the lab's own, to be stopped and started.
+	Ours() bool
 	// Patience is how much longer than on this machine things may take before
 	// they count as failed.
 	Patience() int
@@ -43,6 +45,8 @@ type Room interface {
 	URL(user string) string
 	// AdminURL is one with every right in the room's virtual host.
 	AdminURL() string
+	// NodeURLs are for a service that chooses: one for each node of the broker.
+	NodeURLs(user string) ([]string, error)
 	Queue(ctx context.Context, name string) (QueueState, error)
 	// Disturbances tells what befell the room or its broker though no scenario
 	// asked for it. After one nothing that went wrong counts against a promise.

@@ -36,6 +36,7 @@ const (
 type Broker struct {
 	s         *Substrate
 	set       string // the StatefulSet, whose name begins the names of pods and Secrets
+	service   string // the headless Service, which makes host names of the pods'
 	nodes     int
 	passwords map[string]string // by user
 	api       vhost.API
@@ -50,7 +51,7 @@ func newBroker(ctx context.Context, s *Substrate) (_ *Broker, err error) {
 	if err != nil {
 		return nil, err
 	}
-	b := &Broker{s: s, set: set.Name, nodes: nodesOf(set), passwords: map[string]string{}}
+	b := &Broker{s: s, set: set.Name, service: set.Spec.ServiceName, nodes: nodesOf(set), passwords: map[string]string{}}
 	defer func() {
 		if err != nil {
 			b.close()
@@ -324,11 +325,13 @@ func (b *Broker) whole(ctx context.Context) error {
 	return nil
 }
 
-// Pause would need SIGSTOP from outside the pod.
-func (b *Broker) Pause(context.Context, int) error { return unsupported("pause a broker node") }
+// Pause is not possible: the kubelet would restart a node that does not answer.
+func (b *Broker) Pause(context.Context, int) error {
+	return fmt.Errorf("pause a broker node in a pod: %w", substrate.ErrUnsupported)
+}
 
 // Resume likewise.
-func (b *Broker) Resume(context.Context, int) error { return unsupported("resume a broker node") }
+func (b *Broker) Resume(ctx context.Context, node int) error { return b.Pause(ctx, node) }
 
 // Leader is the node that leads a queue.
 func (b *Broker) Leader(ctx context.Context, r substrate.Room, queue string) (int, error) {

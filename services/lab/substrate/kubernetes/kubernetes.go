@@ -49,6 +49,7 @@ type Cluster interface {
 	Helm(ctx context.Context, args ...string) ([]byte, error)
 	StopNode(ctx context.Context, name string) error
 	StartNode(ctx context.Context, name string) error
+	Signal(ctx context.Context, node, container, signal string) error
 }
 
 // Substrate is a release in a cluster.
@@ -217,6 +218,9 @@ func (s *Substrate) sweepMachines(ctx context.Context) error {
 
 // Name is "kubernetes".
 func (s *Substrate) Name() string { return "kubernetes" }
+
+// Ours is true of a kind cluster of the lab's.
+func (s *Substrate) Ours() bool { return s.Own }
 
 // Patience is what a pod takes to start, to be seen ready and to be seen dead,
 // and on somebody's cluster the kubelet's growing pause before each restart.

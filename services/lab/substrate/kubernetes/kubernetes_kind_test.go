@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"slices"
@@ -155,6 +156,7 @@ func call(t *testing.T, r *Room, name string) {
 // A service that is killed ends with 137 and is started again by the kubelet;
 // its lines are complete up to the kill, and those of a drain up to eof.
 func TestServiceLives(t *testing.T) {
+	t.Parallel()
 	r, seen := room(t, release(t))
 	server, err := r.Start(t.Context(), substrate.Service{Kind: substrate.CalculatorServer, Name: "server-0", Restart: true})
 	must(t, "start", err)
@@ -183,8 +185,42 @@ func TestServiceLives(t *testing.T) {
 	}
 }
 
+// What is stopped by SIGSTOP holds its sockets and says nothing, on any machine of
+// a cluster of ours, until it goes on; on somebody else's it is not possible.
+func TestPause(t *testing.T) {
+	t.Parallel()
+	s := release(t)
+	r, _ := room(t, s)
+	nodes, err := s.client.CoreV1().Nodes().List(t.Context(), metav1.ListOptions{})
+	must(t, "list nodes", err)
+	for i, node := range nodes.Items {
+		server, err := r.Start(t.Context(), substrate.Service{Kind: substrate.CalculatorServer, Name: fmt.Sprintf("server-%d", i), Machine: node.Name})
+		must(t, "start", err)
+		must(t, "ready", server.WaitReady(t.Context()))
+		if err := server.Pause(t.Context()); !s.Own {
+			if !errors.Is(err, substrate.ErrUnsupported) {
+				t.Errorf("Pause in somebody else's cluster: %v, want %v", err, substrate.ErrUnsupported)
+			}
+			return
+		} else if err != nil {
+			t.Fatalf("pause on %s: %v", node.Name, err)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		if _, err := server.Admin(ctx, "GET", "/livez", nil); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("a stopped server on %s: %v, want no answer", node.Name, err)
+		}
+		cancel()
+		must(t, "resume", server.Resume(t.Context()))
+		must(t, "ready again", server.WaitReady(t.Context()))
+	}
+	if told := r.Disturbances(); len(told) > 0 {
+		t.Errorf("disturbances %q, want none: all of it was ordered", told)
+	}
+}
+
 // A command of the auditor's program finds the auditor, and has what it is given.
 func TestCommand(t *testing.T) {
+	t.Parallel()
 	r, _ := room(t, release(t))
 	auditor, err := r.Start(t.Context(), substrate.Service{Kind: substrate.DeadLetterAuditor, Name: "auditor-0"})
 	must(t, "start", err)
@@ -402,6 +438,7 @@ func TestCloseLeavesNothing(t *testing.T) {
 // A workload is the chart itself: several pods, scaled, upgraded and deleted,
 // and every line of all of them is in the room's ledger.
 func TestWorkload(t *testing.T) {
+	t.Parallel()
 	r, seen := room(t, release(t))
 	w, err := substrate.Deploy(t.Context(), r, substrate.Service{Kind: substrate.CalculatorServer, Name: "server", Env: map[string]string{"PREFETCH": "7"}}, 2)
 	must(t, "deploy", err)

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net"
 	"net/http"
-	"net/url"
 	"strconv"
 	"strings"
 
@@ -34,9 +33,9 @@ func (r *Room) Connect(ctx context.Context, user string) (substrate.Link, error)
 	if err != nil {
 		return nil, err
 	}
-	broker, err := url.Parse(setting(template, "AMQP_URL"))
-	if err != nil || broker.Scheme != "amqp" || broker.Port() == "" {
-		return nil, fmt.Errorf("a link for %s: it needs amqp://host:port, the release has %s: %w", user, broker, substrate.ErrUnsupported)
+	broker, err := r.serviceURL()
+	if err != nil {
+		return nil, fmt.Errorf("a link for %s: %w", user, err)
 	}
 	p, err := r.admit(ctx, svc, linkPod(clone(template, r.name, r.name+"-"+svc.Name, svc, nil), broker.Host))
 	if err != nil {
@@ -57,7 +56,6 @@ func (r *Room) Connect(ctx context.Context, user string) (substrate.Link, error)
 		return nil, fmt.Errorf("wait for the address of pod %s: %w", p.pod, err)
 	}
 	broker.Host = net.JoinHostPort(ip, strconv.Itoa(linkPort))
-	broker.Path = "/" + r.name
 	return linked{p, broker.String()}, nil
 }
 

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -112,14 +113,24 @@ func (p *Process) remove(ctx context.Context, grace *int64) error {
 	return p.room.s.pods.remove(ctx, pod, grace)
 }
 
-// Pause would need SIGSTOP from outside the pod.
-func (p *Process) Pause(context.Context) error { return unsupported("pause a service") }
+// Pause sends SIGSTOP from the machine: in a pod the process is the first, which
+// takes it from outside alone.
+func (p *Process) Pause(ctx context.Context) error { return p.signal(ctx, "STOP") }
 
-// Resume likewise.
-func (p *Process) Resume(context.Context) error { return unsupported("resume a service") }
+// Resume sends SIGCONT.
+func (p *Process) Resume(ctx context.Context) error { return p.signal(ctx, "CONT") }
 
-func unsupported(what string) error {
-	return fmt.Errorf("%s in a pod: %w", what, substrate.ErrUnsupported)
+func (p *Process) signal(ctx context.Context, signal string) error {
+	s := p.room.s
+	if !s.Own {
+		return fmt.Errorf("SIG%s to %s: its machine is not the lab's own: %w", signal, p.Name(), substrate.ErrUnsupported)
+	}
+	pod := s.pods.get(p.pod)
+	if pod == nil {
+		return fmt.Errorf("SIG%s to %s: there is no pod %s", signal, p.Name(), p.pod)
+	}
+	_, container, _ := strings.Cut(status(pod).ContainerID, "://") // containerd://…
+	return s.Cluster.Signal(ctx, pod.Spec.NodeName, container, signal)
 }
 
 // Wait returns when the pod is over and its log read to the end.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net/url"
 	"regexp"
 	"slices"
 	"strings"
@@ -70,6 +71,35 @@ func (r *Room) open(ctx context.Context, change func(*topology.Topology)) error 
 // URL is what the lab itself can dial: a port of this machine that leads to a
 // broker node that is ready. Services in pods have the Service's name instead.
 func (r *Room) URL(user string) string { return r.s.broker.url(user, r.name) }
+
+// NodeURLs lead to the pods themselves, whether they are ready or not.
+func (r *Room) NodeURLs(user string) ([]string, error) {
+	u, err := r.serviceURL()
+	if err != nil {
+		return nil, fmt.Errorf("nodes of the broker for %s: %w", user, err)
+	}
+	var urls []string
+	for node := range r.s.broker.nodes {
+		u.Host = fmt.Sprintf("%s.%s:%d", r.s.broker.pod(node), r.s.broker.service, amqpPort)
+		urls = append(urls, u.String())
+	}
+	return urls, nil
+}
+
+// serviceURL is the release's AMQP_URL with the room's virtual host. The users are
+// the broker's, and each template names its own, so that it serves all of them.
+func (r *Room) serviceURL() (*url.URL, error) {
+	template, err := r.s.template(substrate.CalculatorServer)
+	if err != nil {
+		return nil, err
+	}
+	u, err := url.Parse(setting(template, "AMQP_URL"))
+	if err != nil || u.Scheme != "amqp" || u.Port() == "" {
+		return nil, fmt.Errorf("it takes amqp://host:port, the release has %s: %w", u, substrate.ErrUnsupported)
+	}
+	u.Path = "/" + r.name
+	return u, nil
+}
 
 // AdminURL is the same as the broker's administrator.
 func (r *Room) AdminURL() string { return r.s.broker.url(adminUser, r.name) }

@@ -176,6 +176,9 @@ func (s *Substrate) createUsers(ctx context.Context) error {
 // Name is "local".
 func (s *Substrate) Name() string { return "local" }
 
+// Ours is true: this machine's processes are.
+func (s *Substrate) Ours() bool { return true }
+
 // Patience is 1: scenarios' budgets are those of this machine.
 func (s *Substrate) Patience() int { return 1 }
 

@@ -104,6 +104,15 @@ func (r *Room) URL(user string) string {
 	return strings.Join(r.s.broker.urls(user, r.s.users[user], r.vhost), ",")
 }
 
+// NodeURLs are those of URL.
+func (r *Room) NodeURLs(user string) ([]string, error) {
+	urls := strings.Split(r.URL(user), ",")
+	if len(urls) != r.s.broker.Nodes() {
+		return nil, fmt.Errorf("choose a node of the broker: %w", substrate.ErrUnsupported)
+	}
+	return urls, nil
+}
+
 // AdminURL is of the node that can answer now.
 func (r *Room) AdminURL() string {
 	if b, ours := r.s.broker.(*Broker); ours {
