@@ -24,7 +24,7 @@ rootfs() {
   # not know under their names.
   quietly debootstrap --variant=minbase --include="$packages" "$1" "$work/root" "$mirror" /usr/share/debootstrap/scripts/sid
   tar -C "$work/root" --exclude='./var/cache/apt/archives/*.deb' --exclude='./usr/share/doc/*' --exclude='./usr/share/man/*' \
-    --exclude='./usr/share/locale/*' --exclude='./proc/*' --exclude='./sys/*' --exclude='./dev/*' -c . |
+    --exclude='./usr/share/locale/*' --exclude='./var/lib/apt/lists/*' --exclude='./usr/lib/*/libLLVM*' --exclude='./usr/lib/*/libz3*' --exclude='./proc/*' --exclude='./sys/*' --exclude='./dev/*' -c . |
     docker import - "$2" >/dev/null
   rm -rf "$work/root"
 }
