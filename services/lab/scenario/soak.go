@@ -71,15 +71,15 @@ func (s *Soak) run(w *World) {
 // soak plays it for its time, or at least a round of the faults. Work takes a
 // while, so that a server always has some in hand.
 func (s *Soak) soak(w *World, faults []possible, settings Settings, patience string) {
-	// ARRANGE  servers, one of them over a link, and on Kubernetes pods of more; an auditor; two clients
-	p := &plot{w: w, settings: settings.With(Settings{"WORK_DELAY": "50ms"}), load: []string{"--endless", "--rate", "30", "--timeout", patience}}
-	p.way = w.Link()
-	p.servers = []*Servant{w.Serve(p.settings.With(p.way.Settings())), w.Serve(p.settings), w.Serve(p.settings)}
+	// ARRANGE  servers, and on Kubernetes pods of more; an auditor; two clients; one of each over a link
+	p := &plot{w: w, settings: settings.With(noticing).With(Settings{"WORK_DELAY": "50ms"}), load: []string{"--endless", "--rate", "30", "--timeout", patience}}
+	p.ways = []*Link{w.Link(), w.Broker.LinkToClients()}
+	p.servers = []*Servant{w.Serve(p.settings.With(p.ways[0].Settings())), w.Serve(p.settings), w.Serve(p.settings)}
 	if onKubernetes(w) {
 		p.pods = w.Deploy(substrate.CalculatorServer, 2, p.settings)
 	}
 	p.auditor = w.Audit(nil)
-	p.clients = []*Client{w.Load(p.load...), w.Load(p.load...)}
+	p.clients = []*Client{p.client(0), p.client(1)}
 	w.Until("calls are answered", passed(event.Answered, 50))
 	// BREAK
 	faults = slices.DeleteFunc(slices.Clone(faults), func(f possible) bool { return f.where != nil && !f.where(w) })
@@ -132,12 +132,15 @@ type plot struct {
 	w        *World
 	settings Settings
 	load     []string
-	way      *Link
-	servers  []*Servant // the first is on the link
-	pods     *Workload  // more servers, on Kubernetes
+	ways     []*Link // to the first server, to the first client
+	servers  []*Servant
+	pods     *Workload // more servers, on Kubernetes
 	auditor  *Servant
 	clients  []*Client
 }
+
+// noticing is how soon silence is noticed: before some faults are over, after others.
+var noticing = Settings{"AMQP_HEARTBEAT": "1s"}
 
 // draw is a fault as the seed drew it.
 type draw struct {
@@ -201,7 +204,7 @@ var otherFaults = []possible{
 		i := d.n % len(p.clients)
 		p.w.ledger.Killed(p.clients[i].Name(), 1)
 		p.w.must(p.clients[i].Crash(p.w.ctx), "kill %s", p.clients[i].Name())
-		p.clients[i] = p.w.Load(p.load...)
+		p.clients[i] = p.client(i)
 	}},
 	{"the auditor dies", nil, func(p *plot, _ draw) { p.kill(p.auditor) }},
 	{"the auditor dies after its commit", nil, func(p *plot, d draw) {
@@ -229,20 +232,14 @@ var otherFaults = []possible{
 		defer p.w.Broker.Alarm()()
 		p.wait(d.long)
 	}},
-	{"the link is reset", nil, func(p *plot, _ draw) { p.way.order(link.Order{Action: link.Reset}) }},
-	{"the link is cut in the middle of an ack", nil, func(p *plot, d draw) {
-		p.way.order(link.Order{Action: link.Tear, Method: "basic.ack", From: link.Service, N: 1 + d.n%50})
+	{"a link is reset", nil, func(p *plot, d draw) { p.way(d).order(link.Order{Action: link.Reset}) }},
+	{"a link is cut in the middle of an ack", nil, func(p *plot, d draw) {
+		acks := []link.Side{link.Service, link.Broker} // the server's to the broker, the broker's confirms to the client
+		p.way(d).order(link.Order{Action: link.Tear, Method: "basic.ack", From: acks[d.n%len(acks)], N: 1 + d.n%50})
 	}},
-	{"the link is half open", nil, func(p *plot, d draw) {
-		p.way.order(link.Order{Action: link.Freeze})
-		p.wait(d.long)
-		p.way.order(link.Order{Action: link.Heal})
-	}},
-	{"the link is slow", nil, func(p *plot, d draw) {
-		p.way.order(link.Order{Action: link.Slow, Delay: 50 * time.Millisecond})
-		p.wait(d.long)
-		p.way.order(link.Order{Action: link.Heal})
-	}},
+	{"a link is half open", nil, func(p *plot, d draw) { p.lasts(d, link.Order{Action: link.Freeze}) }},
+	{"a link is slow", nil, func(p *plot, d draw) { p.lasts(d, link.Order{Action: link.Slow, Delay: 50 * time.Millisecond}) }},
+	{"a link drips", nil, func(p *plot, d draw) { p.lasts(d, link.Order{Action: link.Drip, Delay: 50 * time.Millisecond}) }},
 }
 
 // wait lets some time pass with the load alone.
@@ -252,6 +249,23 @@ func (p *plot) wait(d time.Duration) {
 	case <-p.w.ctx.Done():
 		p.w.must(p.w.ctx.Err(), "let time pass")
 	}
+}
+
+// lasts does something to a link until it is healed.
+func (p *plot) lasts(d draw, o link.Order) {
+	p.way(d).order(o)
+	p.wait(d.long)
+	p.way(d).Heal()
+}
+
+func (p *plot) way(d draw) *Link { return p.ways[d.n%len(p.ways)] }
+
+// client starts one, the first over its link.
+func (p *plot) client(i int) *Client {
+	if i == 0 {
+		return p.ways[1].Load(noticing, p.load...)
+	}
+	return p.w.client(append([]string{"load"}, p.load...), noticing, "")
 }
 
 func (p *plot) server(d draw) *Servant { return p.servers[d.n%len(p.servers)] }
