@@ -4,9 +4,11 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"net/http"
+	"net/url"
 	"slices"
 	"strings"
 	"time"
@@ -152,19 +154,27 @@ func (w *World) name(role string) string {
 }
 
 // CrashAt kills the process, as hard as SIGKILL, when the n-th next delivery
-// reaches the point.
+// reaches the point. A busy server may be dead before it has answered the order.
 func (s *Servant) CrashAt(p fault.Point, n int) {
 	s.w.ledger.Killed(s.Name(), 1)
-	s.arm(p, fault.Crash, n)
+	before := s.Crashes()
+	err := s.arm(p, fault.Crash, n)
+	if unanswered := new(url.Error); errors.As(err, &unanswered) {
+		s.w.Until(s.Name()+" has died of an order that it did not answer: "+err.Error(), func(seen) bool { return s.Crashes() > before })
+		err = nil
+	}
+	s.w.must(err, "have %s crash", s.Name())
 }
 
 // HoldAt stops the n-th next delivery at the point until Release.
-func (s *Servant) HoldAt(p fault.Point, n int) { s.arm(p, fault.Hold, n) }
+func (s *Servant) HoldAt(p fault.Point, n int) {
+	s.w.must(s.arm(p, fault.Hold, n), "have %s hold a delivery", s.Name())
+}
 
-func (s *Servant) arm(p fault.Point, a fault.Action, n int) {
-	_, err := s.Admin(s.w.ctx, "POST", "/faults", fault.Order{Point: p, Action: a, N: n})
-	s.w.must(err, "arm %s at %s of %s", a, p, s.Name())
+func (s *Servant) arm(p fault.Point, a fault.Action, n int) error {
 	s.w.tell(fmt.Sprintf("%s will %s at delivery %d, %s", s.Name(), a, n, p))
+	_, err := s.Admin(s.w.ctx, "POST", "/faults", fault.Order{Point: p, Action: a, N: n})
+	return err
 }
 
 // Release lets every held delivery go on.

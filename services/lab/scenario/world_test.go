@@ -3,6 +3,9 @@ package scenario
 import (
 	"context"
 	"errors"
+	"fmt"
+	"io"
+	"net/url"
 	"strings"
 	"testing"
 	"time"
@@ -11,6 +14,7 @@ import (
 	"warren.example/lab/substrate"
 	"warren.example/messaging/contract"
 	"warren.example/messaging/event"
+	"warren.example/messaging/fault"
 )
 
 // someRoom has one queue, and may have lost lines.
@@ -32,6 +36,21 @@ func (deaf) Name() string { return "client-0" }
 func (deaf) Wait(ctx context.Context) (substrate.Exit, error) {
 	<-ctx.Done()
 	return substrate.Exit{}, ctx.Err()
+}
+
+// ends is what ended a part of a story, nil if it came to its end.
+func ends(story func()) (err error) {
+	defer func() {
+		switch why := recover().(type) {
+		case nil:
+		case stop:
+			err = why.err
+		default:
+			panic(why)
+		}
+	}()
+	story()
+	return nil
 }
 
 // Only what was seen in a queue is a breach: a look that fails, or lines that
@@ -83,19 +102,56 @@ func TestSettle(t *testing.T) {
 				w.clients = append(w.clients, &Client{w, p})
 			}
 			p := played{}
-			func() {
-				defer func() {
-					if why, stopped := recover().(stop); stopped {
-						p.err = why.err
-					}
-				}()
+			p.err = ends(func() {
 				p.verdict = w.Settle()
 				p.verdict.None("ok", ledger.Set{})
-			}()
+			})
 			if got, why := p.word(); got != tc.want || !strings.Contains(why, tc.why) {
 				t.Errorf("got %s: %s, want %s with %q", got, why, tc.want, tc.why)
 			}
 		})
+	}
+}
+
+// mayfly dies of an order, and its answer to it is lost or is a refusal.
+type mayfly struct {
+	named
+	answer error
+	dies   bool
+	deaths *int
+}
+
+func (m mayfly) Crashes() int { return *m.deaths }
+func (m mayfly) Admin(context.Context, string, string, any) ([]byte, error) {
+	if m.dies {
+		*m.deaths++
+	}
+	return nil, m.answer
+}
+
+// A crash that comes before the answer to its order is what was ordered; an answer
+// that is lost while the process lives, or a refusal, is not.
+func TestCrashAt(t *testing.T) {
+	lost := fmt.Errorf("POST /faults of server-0: %w", &url.Error{Op: "Post", URL: "http://server-0/faults", Err: io.EOF})
+	for name, tc := range map[string]struct {
+		dies   bool
+		answer error
+		want   string
+	}{
+		"it lives on, and has answered":    {false, nil, ""},
+		"it dies, and has answered":        {true, nil, ""},
+		"it dies before it has answered":   {true, lost, ""},
+		"it lives, and its answer is lost": {false, lost, "EOF"},
+		"it refuses":                       {false, errors.New("400 Bad Request"), "400 Bad Request"},
+	} {
+		ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+		defer cancel()
+		w := &World{ctx: ctx, ledger: ledger.New(), slow: 1, tell: func(string) {}}
+		server := &Servant{w, mayfly{named{name: "server-0"}, tc.answer, tc.dies, new(int)}}
+		why := ends(func() { server.CrashAt(fault.AfterWork, 1) })
+		if got := fmt.Sprint(why); (why == nil) != (tc.want == "") || !strings.Contains(got, tc.want) {
+			t.Errorf("%s: got %v, want %q", name, why, tc.want)
+		}
 	}
 }
 
