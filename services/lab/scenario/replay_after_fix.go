@@ -66,6 +66,7 @@ func replay(fix func(w *World, buggy *Servant)) func(*World) {
 		// VERDICT
 		v.Hit("calls refused, and dead letters", len(v.With(event.Refused).And(dead)) == sent)
 		v.That(replayedOnce, memory.Result == "5", "the memory holds %q after %d replays of an addition of 1, of %d requests", memory.Result, replays, sent)
+		v.Same("under its own message-id", v.Where(func(l event.Line) bool { return l.Event == event.Computed && l.Replay > 0 }), dead)
 		v.None("and not twice", v.AtLeast(2, event.Computed))
 		v.Same("each row is closed with a result", statusOf(rows, "answered"), dead)
 		v.Note("%d replays of %d asked for", replays, 2*sent)
