@@ -155,8 +155,8 @@ func (b *Broker) node(i int) (*corev1.Pod, error) {
 	return pod, b.s.pods.guard(pod)
 }
 
-// killBeam finds the Erlang VM without ps or pgrep, which the image need not have.
-const killBeam = `for p in /proc/[0-9]*; do if read -r name <"$p/comm" && [ "$name" = beam.smp ]; then kill -9 "${p#/proc/}"; fi; done 2>/dev/null`
+// signalBeam sends the Erlang VM the signal $0. It finds it without ps or pgrep, which the image need not have.
+const signalBeam = `for p in /proc/[0-9]*; do if read -r name <"$p/comm" && [ "$name" = beam.smp ]; then kill -"$0" "${p#/proc/}"; fi; done 2>/dev/null`
 
 // Crash ends a node's Erlang VM by SIGKILL, from inside its pod, and returns
 // when the kubelet has told of exit code 137. The kubelet starts it again.
@@ -172,7 +172,7 @@ func (b *Broker) Crash(ctx context.Context, node int) error {
 	defer cancel()
 	b.s.pods.crash(pod, true)
 	life := restarts(pod)
-	_, asked := b.s.tunnel.exec(ctx, pod, nil, "sh", "-c", killBeam) // the shell may die with it
+	_, asked := b.s.tunnel.exec(ctx, pod, nil, "sh", "-c", signalBeam, "KILL") // the shell may die with it
 	var death *corev1.ContainerStateTerminated
 	err = b.s.pods.await(ctx, pod.Name, func(p *corev1.Pod) bool {
 		death = ended(p, life)
@@ -197,19 +197,25 @@ func (b *Broker) Start(ctx context.Context, node int) error {
 	return b.awaitCluster(ctx)
 }
 
-// CrashAll ends every node at once. Before they are up again it scales the
-// broker to zero, so that it stays away; the deaths were by SIGKILL all the same.
+// CrashAll ends every node at once: they are stopped first, because clients of
+// the first to die would be served by the last. Before they are up again it scales
+// the broker to zero, so that it stays away; the deaths were by SIGKILL all the same.
 func (b *Broker) CrashAll(ctx context.Context) error {
-	var all sync.WaitGroup
-	errs := make([]error, b.nodes)
-	for i := range b.nodes {
-		all.Go(func() { errs[i] = b.Crash(ctx, i) })
+	if err := b.calm.Wait(ctx); err != nil {
+		return fmt.Errorf("crash all nodes: %w", err)
 	}
-	all.Wait()
-	if err := errors.Join(errs...); err != nil {
+	stopped := b.each(func(i int) error {
+		pod, err := b.node(i)
+		if err == nil {
+			_, err = b.s.tunnel.exec(ctx, pod, nil, "sh", "-c", signalBeam, "STOP")
+		}
+		return err
+	})
+	if err := errors.Join(stopped, b.each(func(i int) error { return b.Crash(ctx, i) })); err != nil {
 		return err
 	}
 	var pods []*corev1.Pod
+	var errs []error
 	for i := range b.nodes {
 		if pod := b.s.pods.get(b.pod(i)); pod != nil {
 			pods = append(pods, pod)
@@ -226,6 +232,17 @@ func (b *Broker) CrashAll(ctx context.Context) error {
 	for i := range b.nodes {
 		errs = append(errs, b.s.pods.await(ctx, b.pod(i), func(p *corev1.Pod) bool { return p == nil }))
 	}
+	return errors.Join(errs...)
+}
+
+// each does it to all nodes at once.
+func (b *Broker) each(do func(node int) error) error {
+	var all sync.WaitGroup
+	errs := make([]error, b.nodes)
+	for i := range b.nodes {
+		all.Go(func() { errs[i] = do(i) })
+	}
+	all.Wait()
 	return errors.Join(errs...)
 }
 

@@ -259,31 +259,35 @@ func (b *Broker) Crash(ctx context.Context, node int) error {
 	return nil
 }
 
-// CrashAll ends every node's VM at once.
+// CrashAll ends every node's VM at once. They are stopped first: between the
+// first SIGKILL and the last, which may take seconds on a busy engine, clients
+// would move to a node that lives and be served there.
 func (b *Broker) CrashAll(ctx context.Context) error {
 	if err := b.calm.Wait(ctx); err != nil {
 		return fmt.Errorf("crash all nodes: %w", err)
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	errs := b.each(func(n *node) error { return b.launch.signal(n, syscall.SIGSTOP) })
+	_ = b.each(func(n *node) error { b.kill(n); return nil })
+	return errs
+}
+
+// each does it to all nodes at once.
+func (b *Broker) each(do func(*node) error) error {
 	var all sync.WaitGroup
-	for _, n := range b.nodes {
-		all.Go(func() { b.kill(n) })
+	errs := make([]error, len(b.nodes))
+	for i, n := range b.nodes {
+		all.Go(func() { errs[i] = do(n) })
 	}
 	all.Wait()
-	return nil
+	return errors.Join(errs...)
 }
 
 // StartAll starts every node that is dead, all at once since each waits for the
 // others, and returns when all answer as one cluster.
 func (b *Broker) StartAll(ctx context.Context) error {
-	var all sync.WaitGroup
-	errs := make([]error, len(b.nodes))
-	for i, n := range b.nodes {
-		all.Go(func() { errs[i] = b.bring(ctx, n) })
-	}
-	all.Wait()
-	if err := errors.Join(errs...); err != nil {
+	if err := b.each(func(n *node) error { return b.bring(ctx, n) }); err != nil {
 		return err
 	}
 	return b.awaitCluster(ctx)

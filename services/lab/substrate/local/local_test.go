@@ -1,8 +1,12 @@
 package local
 
 import (
+	"context"
+	"os/exec"
 	"strings"
+	"syscall"
 	"testing"
+	"time"
 )
 
 func TestOptions(t *testing.T) {
@@ -52,6 +56,45 @@ func TestUseBrokerRedacts(t *testing.T) {
 		_, err := useBroker(t.Context(), url, "")
 		if got := message(err); got == "" || strings.Contains(got, "S3cr3t") {
 			t.Errorf("useBroker %s: %q, want an error without the password", url, got)
+		}
+	}
+}
+
+// witness kills no node while another runs.
+type witness struct {
+	processes
+	t     *testing.T
+	nodes []*node
+}
+
+func (w *witness) signal(n *node, s syscall.Signal) error {
+	for _, other := range w.nodes {
+		ctx, cancel := context.WithTimeout(w.t.Context(), time.Second)
+		defer cancel()
+		if s == syscall.SIGKILL && stopped(ctx, other.child.pid()) != nil {
+			w.t.Errorf("%s is killed while %s runs: its clients are served there", n.name, other.name)
+		}
+	}
+	return w.processes.signal(n, s)
+}
+
+func TestCrashAllIsAtOnce(t *testing.T) {
+	w := &witness{t: t}
+	for _, name := range []string{"node0", "node1", "node2"} {
+		c, err := spawn(&folder{path: t.TempDir()}, exec.Command("sleep", "60"), syscall.SIGKILL)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.kill()
+		w.nodes = append(w.nodes, &node{name: name, child: c})
+	}
+	b := &Broker{launch: w, nodes: w.nodes}
+	if err := b.CrashAll(t.Context()); err != nil {
+		t.Error(err)
+	}
+	for _, n := range w.nodes {
+		if !n.child.gone() {
+			t.Errorf("%s lives", n.name)
 		}
 	}
 }
