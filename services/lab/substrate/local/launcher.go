@@ -176,14 +176,24 @@ func (c containers) ctl(ctx context.Context, n *node, program string, args ...st
 	return exec.CommandContext(ctx, "docker", append([]string{"exec", n.container, program}, args...)...)
 }
 
+// signal waits for a container that is still being created: its client must not
+// be ended before, because the engine would finish it for nobody.
 func (c containers) signal(n *node, s syscall.Signal) error {
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 	defer cancel()
-	out, err := exec.CommandContext(ctx, "docker", "kill", "--signal", strconv.Itoa(int(s)), n.container).CombinedOutput()
-	if err != nil && !n.child.gone() {
-		return fmt.Errorf("signal %v to container %s: %s", s, n.container, oneLine(string(out), err))
+	for {
+		out, err := exec.CommandContext(ctx, "docker", "kill", "--signal", strconv.Itoa(int(s)), n.container).CombinedOutput()
+		if err == nil {
+			return nil
+		}
+		select {
+		case <-n.child.done:
+			return nil
+		case <-ctx.Done():
+			return fmt.Errorf("signal %v to container %s: %s", s, n.container, oneLine(string(out), err))
+		case <-time.After(100 * time.Millisecond):
+		}
 	}
-	return nil
 }
 
 func (c containers) pid(n *node) int {
