@@ -9,9 +9,9 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
-	"sync"
 	"time"
 
+	"golang.org/x/sync/errgroup"
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -237,13 +237,11 @@ func (b *Broker) CrashAll(ctx context.Context) error {
 
 // each does it to all nodes at once.
 func (b *Broker) each(do func(node int) error) error {
-	var all sync.WaitGroup
-	errs := make([]error, b.nodes)
+	var all errgroup.Group
 	for i := range b.nodes {
-		all.Go(func() { errs[i] = do(i) })
+		all.Go(func() error { return do(i) })
 	}
-	all.Wait()
-	return errors.Join(errs...)
+	return all.Wait()
 }
 
 // StartAll brings all nodes back and returns when they are one cluster again

@@ -14,6 +14,8 @@ import (
 	"syscall"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"warren.example/lab/substrate"
 	"warren.example/lab/substrate/vhost"
 	"warren.example/messaging/topology"
@@ -268,20 +270,18 @@ func (b *Broker) CrashAll(ctx context.Context) error {
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	errs := b.each(func(n *node) error { return b.launch.signal(n, syscall.SIGSTOP) })
+	err := b.each(func(n *node) error { return b.launch.signal(n, syscall.SIGSTOP) })
 	_ = b.each(func(n *node) error { b.kill(n); return nil })
-	return errs
+	return err
 }
 
 // each does it to all nodes at once.
 func (b *Broker) each(do func(*node) error) error {
-	var all sync.WaitGroup
-	errs := make([]error, len(b.nodes))
-	for i, n := range b.nodes {
-		all.Go(func() { errs[i] = do(n) })
+	var all errgroup.Group
+	for _, n := range b.nodes {
+		all.Go(func() error { return do(n) })
 	}
-	all.Wait()
-	return errors.Join(errs...)
+	return all.Wait()
 }
 
 // StartAll starts every node that is dead, all at once since each waits for the
