@@ -155,8 +155,23 @@ func (b *Broker) node(i int) (*corev1.Pod, error) {
 	return pod, b.s.pods.guard(pod)
 }
 
-// signalBeam sends the Erlang VM the signal $0. It finds it without ps or pgrep, which the image need not have.
-const signalBeam = `for p in /proc/[0-9]*; do if read -r name <"$p/comm" && [ "$name" = beam.smp ]; then kill -"$0" "${p#/proc/}"; fi; done 2>/dev/null`
+// beam is a command of the shell about the Erlang VM, whose process id is $p. It
+// is found without ps or pgrep, which the image need not have.
+func beam(command string) []string {
+	return []string{"sh", "-c", `exec >/dev/null 2>&1 # or what runs on in the background keeps us waiting
+	for p in /proc/[0-9]*; do
+		if read -r name <"$p/comm" && [ "$name" = beam.smp ]; then
+			p=${p#/proc/}
+			` + command + `
+		fi
+	done`}
+}
+
+var (
+	killBeam = beam(`kill -9 "$p"`)
+	// Should the lab die before it kills the VM, that goes on by itself.
+	stopBeam = beam(`kill -STOP "$p"; { sleep 20; kill -CONT "$p"; } &`)
+)
 
 // Crash ends a node's Erlang VM by SIGKILL, from inside its pod, and returns
 // when the kubelet has told of exit code 137. The kubelet starts it again.
@@ -172,7 +187,7 @@ func (b *Broker) Crash(ctx context.Context, node int) error {
 	defer cancel()
 	b.s.pods.crash(pod, true)
 	life := restarts(pod)
-	_, asked := b.s.tunnel.exec(ctx, pod, nil, "sh", "-c", signalBeam, "KILL") // the shell may die with it
+	_, asked := b.s.tunnel.exec(ctx, pod, nil, killBeam...) // the shell may die with it
 	var death *corev1.ContainerStateTerminated
 	err = b.s.pods.await(ctx, pod.Name, func(p *corev1.Pod) bool {
 		death = ended(p, life)
@@ -207,7 +222,7 @@ func (b *Broker) CrashAll(ctx context.Context) error {
 	stopped := b.each(func(i int) error {
 		pod, err := b.node(i)
 		if err == nil {
-			_, err = b.s.tunnel.exec(ctx, pod, nil, "sh", "-c", signalBeam, "STOP")
+			_, err = b.s.tunnel.exec(ctx, pod, nil, stopBeam...)
 		}
 		return err
 	})
@@ -340,7 +355,7 @@ func (b *Broker) whole(ctx context.Context) error {
 	return nil
 }
 
-// Pause is not possible: the kubelet would restart a node that does not answer.
+// Pause is for tests on one machine.
 func (b *Broker) Pause(context.Context, int) error {
 	return fmt.Errorf("pause a broker node in a pod: %w", substrate.ErrUnsupported)
 }
